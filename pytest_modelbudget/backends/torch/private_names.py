@@ -230,7 +230,9 @@ PRIVATE: tuple[Private, ...] = (
         "torch.distributed.tensor.DTensor", "_op_dispatcher", "distributed",
         "how operators are sharded is remembered by rank, and a plan has ranks of its own", _NO_PLAN,
     ),
-    Private("torch.distributed", "_functional_collectives", "meta model", "collectives as operators", _NO_PLAN),
+    Private(
+        "torch.distributed", "_functional_collectives", "distributed meta model", "collectives as operators", _NO_PLAN,
+    ),
     Private(
         "torch.distributed", "_tensor", "model", "hooks of tensor parallelism that were set under an older name",
         _SKIPPED,

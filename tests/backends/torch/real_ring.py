@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.experimental._attention import set_rotate_method
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.nn import functional
 
 from tests.backends.torch import real_ranks
@@ -59,6 +68,26 @@ def sharded(model: nn.Module, ranks: int) -> nn.Module:
     for block in model.layers:
         fully_shard(block)
     fully_shard(model)
+    return model
+
+
+def norms_by_sequence(model: nn.Module, make_mesh: Callable[..., Any]) -> None:
+    """Tensor parallelism whose norms work on a part of each sequence, as torch's tutorial has it."""
+    mesh, part = make_mesh(tp=2), Shard(1)
+    plan: dict[str, Any] = {"embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=part)}
+    plan |= {"norm": SequenceParallel(), "lm_head": ColwiseParallel(input_layouts=part, output_layouts=Replicate())}
+    for index in range(real_ranks.LAYERS):
+        layer = f"layers.{index}"
+        plan |= dict.fromkeys((f"{layer}.norm1", f"{layer}.norm2"), SequenceParallel())
+        plan |= {f"{layer}.attention": PrepareModuleInput(input_layouts=part, desired_input_layouts=Replicate())}
+        plan |= {f"{layer}.attention.{name}_proj": ColwiseParallel() for name in "qkv"}
+        plan |= {f"{layer}.up_proj": ColwiseParallel(input_layouts=part)}
+        plan |= {f"{layer}.{name}": RowwiseParallel(output_layouts=part) for name in ("attention.o_proj", "down_proj")}
+    parallelize_module(model, mesh, plan)
+
+
+def sequence_parallel(model: nn.Module, ranks: int) -> nn.Module:
+    norms_by_sequence(model, real_ranks._mesh)
     return model
 
 
@@ -129,6 +158,9 @@ def _kernels_on_cpu() -> torch.library.Library:
 
 
 def _measure(case: str, ranks: int) -> dict[str, int]:
+    if case == "sequence parallel":
+        real_ranks.CASES[case] = real_ranks.Transformer, sequence_parallel
+        return real_ranks.measure(case, ranks)
     real_ranks.CASES[case] = CASES[case]
     with ExitStack() as stack:
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from torch import nn
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.training.step import StepRecording
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Recipe
 
 
 def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], fake: FakeWorld) -> dict[nn.Module, Any]:
@@ -92,6 +95,7 @@ class _Exchange:
         from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 
         rows, counts = inputs
+        numbers = [int(number) for number in counts.view(self._ranks, -1).sum(1).tolist()]
         with torch.no_grad():
             others = torch.ops._c10d_functional.wait_tensor(all_to_all_single(counts, None, None, self._group))
             by_rank = others.view(self._ranks, -1)
@@ -100,7 +104,7 @@ class _Exchange:
                 self._received = [rows.shape[0]] * self._ranks
                 own = _evenly(sum(self._received), by_rank.shape[1], counts)
             else:
-                self._sent = [int(number) for number in counts.view(self._ranks, -1).sum(1).tolist()]
+                self._sent = numbers
                 self._received = [int(number) for number in by_rank.sum(1).tolist()]
                 own = by_rank.sum(0)
         rows = all_to_all_single_autograd(rows, self._received, self._sent, self._group)
@@ -118,17 +122,27 @@ class _Exchange:
 
 
 class BalancedStep(StepRecording):
-    """A step in which routers give every expert as many tokens as any other, by `sharding`; a note says so."""
+    """A step in which routers give every expert as many tokens as any other; where it asks how many, a note says so."""
 
     def __init__(self, *args: Any, sharding: Any) -> None:
         super().__init__(*args)
         self._sharding = sharding if isinstance(sharding, Mapping) else {}
-        self._assumed = False
+        self._assumption = ""
+
+    def prepare(self, recipe: Recipe, kernels: DeviceKernels, stack: ExitStack) -> None:
+        """Bring the model and torch into the state of the run, until `stack` is left."""
+        super().prepare(recipe, kernels, stack)
+        stack.enter_context(value_reads_observed(self._note_read))
 
     def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
         """What watches the run of the model."""
-        functions = (torch.histc, torch.Tensor.histc, torch.bincount, torch.Tensor.bincount)
-        kernels.add_rules(dict.fromkeys(functions[:2], self._histogram) | dict.fromkeys(functions[2:], self._counts))
+        kernels.add_rules(
+            {
+                **dict.fromkeys((torch.histc, torch.Tensor.histc), self._histogram),
+                **dict.fromkeys((torch.bincount, torch.Tensor.bincount), self._counts),
+                **dict.fromkeys((torch.Tensor.item, torch.Tensor.__int__), self._read),
+            }
+        )
         return super().recorder_for(call, kernels)
 
     def _histogram(self, input: torch.Tensor, bins: int = 100, *_: Any, **__: Any) -> Any:
@@ -140,10 +154,17 @@ class BalancedStep(StepRecording):
     def _even(self, input: torch.Tensor, experts: int) -> Any:
         if not input.is_meta or not experts:
             return NotImplemented
-        if not self._assumed:
-            self._assumed = True
-            self.notes.append(_routing_note(self._sharding, experts, input.numel()))
+        self._assumption = _routing_note(self._sharding, experts, input.numel())
         return _evenly(input.numel(), experts, input)
+
+    def _read(self, number: torch.Tensor) -> Any:
+        self._note_read([number])
+        return NotImplemented
+
+    def _note_read(self, tensors: list[torch.Tensor]) -> None:
+        in_model = self.doing.startswith("forward")  # optimizers read the numbers of their steps
+        if in_model and self._assumption not in ("", *self.notes) and not all(tensor.is_meta for tensor in tensors):
+            self.notes.append(self._assumption)
 
 
 def _routing_note(sharding: Mapping[str, Any], experts: int, rows: int) -> str:

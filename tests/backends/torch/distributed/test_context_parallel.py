@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +20,8 @@ from torch.nn import functional
 from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryTrace
-from tests.backends.torch import real_ranks
-from tests.backends.torch.rank_steps import BATCH, FLOAT, LAYERS, WHOLE, WIDTH, lasting, sharded
+from tests.backends.torch import real_ranks, real_ring
+from tests.backends.torch.rank_steps import BATCH, BLOCK, FLOAT, TABLE, WIDTH, lasting, sharded
 from tests.versions import since
 
 pytestmark = since("torch", "2.14", "ring attention with this release's options")
@@ -62,20 +64,21 @@ class Grouped(Attention):
         return functional.scaled_dot_product_attention(q, k[:, ::2], v[:, ::2], is_causal=True, enable_gqa=True)
 
 
-def transformer(attention: type[nn.Module] = Attention) -> nn.Module:
-    """The small language model with another attention."""
+def transformer(attention: Callable[[], nn.Module] = Attention, layers: int = 1) -> nn.Module:
+    """The small language model with another attention, and fewer layers."""
     model = real_ranks.Transformer()
+    del model.layers[layers:]
     for layer in model.layers:
         layer.attention = attention()
     return model
 
 
-def ring(sharding: dict[str, Any], **recipe: Any) -> ShardedStep:
+def ring(sharding: dict[str, Any], build: Callable[[], nn.Module] = transformer, **recipe: Any) -> ShardedStep:
     """A step of one of the ranks that share sequences."""
-    return sharded(transformer, IDS, sharding, **recipe)
+    return sharded(build, IDS, sharding, **recipe)
 
 
-KEYS_AND_VALUES = LAYERS * 2 * FLOAT * BATCH * TOKENS // 4 * WIDTH
+KEYS_AND_VALUES = 2 * FLOAT * BATCH * TOKENS // 4 * WIDTH
 """Bytes of those of one of four ranks."""
 
 
@@ -96,7 +99,7 @@ def test_a_rank_that_shares_sequences(sharding: dict[str, Any], ranks: int, shar
     Keys and values go to the other ranks in each pass, their gradients go around the whole ring.
     """
     step = ring(sharding)
-    part = FLOAT * WHOLE // shards
+    part = FLOAT * (2 * TABLE + BLOCK + 2 * WIDTH) // shards
     held = lasting(step.memory_trace)
     assert (held["param"], held["gradient"], held["optimizer"]) == (part, part, 2 * part)
     assert held["input"] == 8 * BATCH * TOKENS
@@ -107,8 +110,8 @@ def test_a_rank_that_shares_sequences(sharding: dict[str, Any], ranks: int, shar
 def test_a_ring_keeps_what_attention_of_its_tokens_keeps() -> None:
     """Of the other ranks nothing is kept; the merged result is laid out by heads, so that the next layer has a copy."""
     alone = sharded(transformer, f"int64[{BATCH}, {TOKENS // 2}]", {"ddp": 2}).memory_trace
-    copies = LAYERS * FLOAT * BATCH * TOKENS // 2 * WIDTH
-    assert kept(ring({"cp": 2}).memory_trace) == kept(alone) + copies
+    copy = FLOAT * BATCH * TOKENS // 2 * WIDTH
+    assert kept(ring({"cp": 2}).memory_trace) == kept(alone) + copy
 
 
 def kept(memory_trace: MemoryTrace) -> int:
@@ -155,32 +158,47 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "efficient, fsdp": ({"fsdp": 1}, {}),
     "flash": ({"fsdp": 1}, {"precision": "bf16"}),
 }
+BY_TWO = (*RECIPES, "sequence parallel")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 @pytest.mark.parametrize(
-    ("ranks", "cases"), [(2, list(RECIPES)), (4, ["efficient, alltoall", "efficient, fsdp"])], ids=["two", "four"]
+    ("ranks", "cases"), [(2, BY_TWO), (4, ("efficient, alltoall", "efficient, fsdp"))], ids=["two", "four"]
 )
-def test_against_real_ranks(ranks: int, cases: list[str]) -> None:
+def test_against_real_ranks(ranks: int, cases: tuple[str, ...]) -> None:
     """The peak of a step and what is alive after it, on real ranks whose kernel of attention alone stands for a GPU's.
 
     What that kernel takes for itself is left out; layer norm keeps its statistics in half precision on the CPU. The
     rank that is planned is one that needs most.
     """
-    measured = measured_on(ranks, cases)
-    for case in cases:
+    measured, whole = measured_on(ranks, cases), partial(transformer, layers=real_ranks.LAYERS)
+    for case in RECIPES.keys() & cases:
         sharding, recipe = RECIPES[case]
-        step = ring({"cp": ranks, **sharding}, foreach=True, **recipe)
+        step = ring({"cp": ranks, **sharding}, whole, foreach=True, **recipe)
         trace = replace(step.memory_trace, events=tuple(replace(e, workspace=0) for e in step.memory_trace.events))
-        counters = FLOAT * len(list(transformer().parameters()))  # of steps, which are on the CPU
+        counters = FLOAT * len(list(whole().parameters()))  # of steps, which are on the CPU
         first, *others = measured[case]
         assert list(trace.alive())[-1] + counters == first["after"], case
         assert trace.peak() + counters == pytest.approx(first["peak"], rel=0.002), case
         assert all(rank["peak"] <= first["peak"] for rank in others), case
 
 
-def measured_on(ranks: int, cases: list[str]) -> dict[str, list[dict[str, int]]]:
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_norms_by_sequence_against_real_ranks() -> None:
+    """A function of the user's own may have norms work on parts of sequences, with tensor parallelism in between."""
+    [first, _] = measured_on(2, BY_TWO)["sequence parallel"]
+    step = sharded(
+        real_ranks.Transformer, f"int64[{BATCH}, {real_ranks.TOKENS}]", real_ring.norms_by_sequence, kernels="cpu",
+        foreach=True,
+    )  # fmt: skip
+    assert list(step.memory_trace.alive())[-1] == first["after"]
+    assert step.memory_trace.peak() == pytest.approx(first["peak"], rel=0.001)
+
+
+@cache
+def measured_on(ranks: int, cases: tuple[str, ...]) -> dict[str, list[dict[str, int]]]:
     """What each of real ranks says of each case."""
     command = [sys.executable, "-m", "tests.backends.torch.real_ring", str(ranks), *cases]
     run = subprocess.run(

@@ -19,19 +19,24 @@ from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
 from pytest_modelbudget.errors import ModelBudgetError
 from tests.backends.torch.rank_steps import BATCH, FLOAT, lasting, mlp, sharded
 from tests.backends.torch.real_experts import CHOSEN, EXPERTS, INNER, TOKENS, Experts, Mixture, experts_over
-from tests.backends.torch.real_ranks import LAYERS, VOCABULARY, WIDTH
+from tests.backends.torch.real_ranks import VOCABULARY, WIDTH
 
 IDS = f"int64[{BATCH}, {TOKENS}]"
-DENSE = 2 * VOCABULARY * WIDTH + LAYERS * (2 * WIDTH + WIDTH * EXPERTS)
+LAYERS = 2
+TABLES, BLOCKS = 2 * VOCABULARY * WIDTH, LAYERS * (2 * WIDTH + WIDTH * EXPERTS)
 GROUPED = LAYERS * EXPERTS * 2 * WIDTH * INNER
+WHOLE = TABLES + BLOCKS + GROUPED
 ROWS = BATCH * TOKENS * CHOSEN
-COUNTS = LAYERS * EXPERTS
-"""Numbers of tokens by expert that go with the rows of all layers."""
 
 
-def experts(sharding: Any, **recipe: Any) -> ShardedStep:
+def mixture() -> nn.Module:
+    """A model of two layers of experts."""
+    return Mixture(layers=LAYERS)
+
+
+def experts(sharding: Any, build: Callable[[], nn.Module] = mixture, **recipe: Any) -> ShardedStep:
     """A step of one of the ranks of a model of experts."""
-    return sharded(Mixture, IDS, sharding, foreach=True, **recipe)
+    return sharded(build, IDS, sharding, foreach=True, **recipe)
 
 
 @pytest.mark.parametrize(
@@ -48,15 +53,13 @@ def test_a_rank_with_some_of_the_experts(sharding: dict[str, int], ranks: int, g
     the plan does not know.
     """
     step = experts(sharding)
-    part, share = FLOAT * (DENSE + GROUPED) // 4, sharding["ep"]
+    part, share = FLOAT * WHOLE // 4, sharding["ep"]
     held = lasting(step.memory_trace)
     assert step.ranks == ranks
     assert (held["param"], held["gradient"], held["optimizer"]) == (part, part, 2 * part)
-    others = FLOAT * (4 * LAYERS * ROWS * WIDTH + COUNTS) * (share - 1) // share
+    others = FLOAT * LAYERS * (4 * ROWS * WIDTH + EXPERTS) * (share - 1) // share
     assert step.communication["all_to_all"] == others
-    blocks = DENSE - 2 * VOCABULARY * WIDTH
-    twice = FLOAT * (2 * blocks + 2 * VOCABULARY * WIDTH) * 3 // 4 + FLOAT * 2 * gathered // 2
-    assert step.communication["all_gather"] == twice
+    assert step.communication["all_gather"] == FLOAT * (2 * BLOCKS + TABLES) * 3 // 4 + FLOAT * 2 * gathered // 2
     assert any(
         "each of 8 experts is assumed to get as many of the 256 rows" in note for note in step.memory_trace.notes
     )
@@ -65,7 +68,7 @@ def test_a_rank_with_some_of_the_experts(sharding: dict[str, int], ranks: int, g
 def test_all_tokens_on_one_rank() -> None:
     """The most there can be: the rank receives the rows of all, and sends them back; its states are the same."""
     even, most = experts({"fsdp": 4, "ep": 4}), experts({"fsdp": 4, "ep": 4, "routing": "one-rank"})
-    assert most.communication["all_to_all"] == FLOAT * (2 * LAYERS * 3 * ROWS * WIDTH + COUNTS * 3 // 4)
+    assert most.communication["all_to_all"] == FLOAT * LAYERS * (2 * 3 * ROWS * WIDTH + EXPERTS * 3 // 4)
     assert lasting(most.memory_trace)["optimizer"] == lasting(even.memory_trace)["optimizer"]
     kept = FLOAT * LAYERS * ROWS * (WIDTH + 2 * INNER)  # of a row: itself, before and behind the activation
     assert most.memory_trace.peak() >= even.memory_trace.peak() + 3 * kept
@@ -96,18 +99,18 @@ class Grouped(Experts):
 
 
 def test_grouped_products() -> None:
-    """They take what the products one by one take, but for what these join."""
+    """One in each pass for each weight and its operand; states are those of the rank's part."""
 
     def build() -> nn.Module:
-        model = Mixture()
+        model = mixture()
         for layer in model.layers:
             layer.routed.experts = Grouped()
         return model
 
-    step = sharded(build, IDS, {"fsdp": 2, "ep": 2}, precision="bf16")
-    part = 2 * (DENSE + GROUPED) // 2
-    assert lasting(step.memory_trace)["optimizer"] == 2 * part
-    assert sum(event.op == "aten._grouped_mm" for event in step.memory_trace.events) == 2 * LAYERS * (2 + 4)
+    step = experts({"fsdp": 2, "ep": 2}, build, precision="bf16").memory_trace
+    assert lasting(step)["optimizer"] == 2 * (2 * WHOLE // 2)
+    assert sum(event.op == "aten._grouped_mm" for event in step.events) == 2 * LAYERS * (2 + 4)  # in two steps
+    assert not experts({"fsdp": 2}, build, precision="bf16").memory_trace.notes  # where rows end changes no size
 
 
 def test_models_whose_experts_cannot_be_dealt_out() -> None:
@@ -130,6 +133,6 @@ def test_against_real_ranks() -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     measured = json.loads(run.stdout.strip().splitlines()[-1])
     for share in (2, 4):
-        memory_trace = experts({"fsdp": 4, "ep": share}, kernels="cpu").memory_trace
+        memory_trace = experts({"fsdp": 4, "ep": share}, Mixture, kernels="cpu").memory_trace
         assert list(memory_trace.alive())[-1] == measured[f"ep {share}"]["after"]
         assert memory_trace.peak() == pytest.approx(measured[f"ep {share}"]["peak"], abs=64)
