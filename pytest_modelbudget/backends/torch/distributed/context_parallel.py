@@ -87,7 +87,7 @@ class ContextParallelStep(StepRecording):
         stack.enter_context(_ring_attention(self._world.mesh(**self._ranks)["cp"], self._rotate))
         ring = functional.scaled_dot_product_attention
         stack.enter_context(patched(functional, "scaled_dot_product_attention", self._checked(ring)))
-        stack.enter_context(_ScoresRefused(self._part))
+        stack.enter_context(_ScoresRefused(self._part, self.runnable.name))
 
     def inputs(self) -> ModelCall:
         """What the model is called with: the rank's part of each sequence, in the memory of the whole."""
@@ -186,9 +186,9 @@ class _ScoresRefused(TorchFunctionMode):  # type: ignore[misc]
 
     _FUNCTIONS = frozenset({functional.softmax, torch.softmax, torch.Tensor.softmax, torch._softmax})
 
-    def __init__(self, part: _Part) -> None:
+    def __init__(self, part: _Part, name: str) -> None:
         super().__init__()
-        self._part = part
+        self._part, self._name = part, name
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -198,8 +198,8 @@ class _ScoresRefused(TorchFunctionMode):  # type: ignore[misc]
             scores, tokens = args[0] if args else kwargs["input"], self._part.tokens
             if scores.dim() > 2 and scores.shape[-2:] == (tokens, tokens):
                 raise ModelBudgetError(
-                    f"training.sharding: cp: a softmax of {tokens} x {tokens} scores is attention among the tokens of "
-                    "one rank alone, which is wrong over a sequence that is dealt out: use "
+                    f"{self._name}: training.sharding: cp: a softmax of {tokens} x {tokens} scores is attention among "
+                    "the tokens of one rank alone, which is wrong over a sequence that is dealt out: use "
                     "scaled_dot_product_attention (attn_implementation: sdpa)"
                 )
         return func(*args, **kwargs)
