@@ -21,6 +21,12 @@ CachePrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 Casts = Literal["autocast", "policy", "both"]
 """What casts in a mixed precision where FSDP2 shards: autocast, its own policy, or the one inside the other."""
 
+Rotate = Literal["allgather", "alltoall"]
+"""How keys and values of attention come from the other ranks of a sequence: all at once, or one rank's at a time."""
+
+Routing = Literal["balanced", "one-rank"]
+"""How many tokens the experts of one of several ranks get: as many as those of any other, or all there are."""
+
 KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
 """Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models; for torch models `lion`."""
 
@@ -45,11 +51,14 @@ OFFLOADED = ("optimizer", "gradients", "activations", "params")
 LANGUAGE_LOSSES = ("liger", "cce", "chunked", "linear_cross_entropy")
 """Losses that take the place of a torch language model's head and cross entropy, without whole logits."""
 
-SHARDING_DIMS = ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "tp")
+SHARDING_DIMS = ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "cp", "tp")
 """What a mapping of `sharding` counts ranks of, outermost first."""
 
-SHARDING_TOGETHER = (("ddp", "fsdp", "tp"), ("ddp", "zero2", "tp"), ("zero1",), ("fsdp1",))
+SHARDING_TOGETHER = (("ddp", "fsdp", "cp", "tp"), ("ddp", "zero2", "cp", "tp"), ("zero1",), ("fsdp1",))
 """Which of them go together."""
+
+SHARDING_OPTIONS = ("ep", "routing", "casts", "rotate")
+"""What stands beside them."""
 
 FULLY_SHARDED = frozenset({"fsdp", "zero2", "fsdp1"})
 """Which of them have a policy of their own for a mixed precision."""
@@ -107,11 +116,13 @@ class Training:
     `{fsdp: 8, tp: 2, ddp: 4}` (FSDP2, tensor parallelism, replicas), with `zero2` in place of `fsdp` where gathered
     parameters are kept until the backward pass, `{zero1: 8}` (replicas with torch's ZeroRedundancyOptimizer), `{fsdp1:
     8}` (FullyShardedDataParallel), or `module:callable`, called with the model and a function that makes the mesh
-    (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. Beside the ranks, `casts` says what a
-    mixed precision is where FSDP shards: `autocast` as without sharding, FSDP's own `policy`, or `both`. With `no_sync`
-    ranks exchange gradients in the last of the accumulated passes alone. `compile` is `xla` or `none` for steps on
-    TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known. For JAX models `xla`
-    compiles the step for the CPU (`auto`: it is not compiled, and its peak not known).
+    (`mesh = make_mesh(dp=8, tp=2)`); `batch` and `dims` are those of one rank. `cp` ranks share every sequence, whose
+    length is that of the whole, by torch's ring attention (`rotate: alltoall` as its option); they are more ranks of
+    `fsdp`, `zero2` or `ddp`. Beside the ranks, `casts` says what a mixed precision is where FSDP shards: `autocast` as
+    without sharding, FSDP's own `policy`, or `both`. With `no_sync` ranks exchange gradients in the last of the
+    accumulated passes alone. `compile` is `xla` or `none` for steps on TensorFlow (`auto`: as the
+    model is compiled, by itself `none`); what `xla` takes is not known. For JAX models `xla` compiles the step for the
+    CPU (`auto`: it is not compiled, and its peak not known).
 
     `outputs` says whether what the model returned is `kept` until the next pass returns, `until-step`, or `dropped`
     before the backward pass; `zero_grad` may also be `before-backward`. What these two do not say (None) is as in
@@ -248,8 +259,9 @@ def _checkpointing_text(checkpointing: NameOrCallable | Mapping[str, Any]) -> st
 
 def _sharding_text(sharding: Mapping[str, int | str] | NameOrCallable) -> str:
     if isinstance(sharding, Mapping):
-        ranks = " x ".join(f"{name} {size}" for name, size in sharding.items() if name != "casts")
-        return f"{ranks}, casts {sharding['casts']}" if "casts" in sharding else ranks  # a loop may cast otherwise
+        ranks = " x ".join(f"{name} {size}" for name, size in sharding.items() if name not in SHARDING_OPTIONS)
+        options = [f"{name} {sharding[name]}" for name in SHARDING_OPTIONS if name in sharding]
+        return ", ".join([ranks, *options])  # a loop may cast otherwise
     return f"sharded by {_reference_name(sharding)}"
 
 

@@ -16,6 +16,7 @@ from pytest_modelbudget.planner.recipe import (
     OFFLOADED,
     OPTIMIZERS,
     SHARDING_DIMS,
+    SHARDING_OPTIONS,
     SHARDING_TOGETHER,
     AnyRecipe,
     CachePrecision,
@@ -27,6 +28,8 @@ from pytest_modelbudget.planner.recipe import (
     LoopName,
     Outputs,
     Precision,
+    Rotate,
+    Routing,
     Serving,
     ServingPrecision,
     Training,
@@ -176,17 +179,35 @@ def _check_blocks(value: Any) -> tuple[str, Any]:
 
 def _check_sharding(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
-        ranks = {name: size for name, size in value.items() if name != "casts"}
+        ranks = {name: size for name, size in value.items() if name not in SHARDING_OPTIONS}
         if not ranks or not set(ranks) <= set(SHARDING_DIMS) or not _are_sizes(ranks):
             return f"write {{fsdp: 8, tp: 2, ddp: 4}}, numbers of ranks of {', '.join(SHARDING_DIMS)}", value
         if not any(set(ranks) <= set(dims) for dims in SHARDING_TOGETHER):
-            return "fsdp or zero2 goes together with tp and ddp, zero1 and fsdp1 with nothing", value
+            return "fsdp or zero2 goes together with cp, tp and ddp, zero1 and fsdp1 with nothing", value
         if value.get("casts", "autocast") not in get_args(Casts):
             return f"casts is one of {', '.join(get_args(Casts))}", value
-        by_fsdp = {"tp", "ddp"} <= set(ranks) or not FULLY_SHARDED.isdisjoint(ranks)
+        if value.get("rotate", "allgather") not in get_args(Rotate) or ("rotate" in value and "cp" not in ranks):
+            return f"rotate is one of {', '.join(get_args(Rotate))}, for cp", value
+        if problem := _experts_problem(value):
+            return problem, value
+        by_fsdp = ("tp" in ranks and not {"ddp", "cp"}.isdisjoint(ranks)) or not FULLY_SHARDED.isdisjoint(ranks)
         return ("" if by_fsdp or "casts" not in value else "casts is for fsdp, which has a policy of its own"), value
     valid = _is_reference(value, ("none",))
     return ("" if valid else "write none or module:callable"), None if value == "none" else value
+
+
+def _experts_problem(sharding: Mapping[str, Any]) -> str:
+    """What is wrong with how experts are dealt out; empty: nothing."""
+    ranks, fsdp = sharding.get("ep"), sharding.get("fsdp", 1)
+    if ranks is None:
+        return "routing is for ep, which deals experts out" if "routing" in sharding else ""
+    if not _is_count(ranks, 2) or fsdp % ranks:
+        return "ep is how many of the ranks of fsdp share the experts, a number above 1 that divides them"
+    if not {"tp", "cp"}.isdisjoint(sharding):
+        return "ep goes together with fsdp and ddp"
+    if sharding.get("routing", "balanced") not in get_args(Routing):
+        return f"routing is one of {', '.join(get_args(Routing))}"
+    return ""
 
 
 def _check_compile(value: Any) -> tuple[str, Any]:
@@ -198,7 +219,8 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": True}
 _DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-_RANKS = {**SIZES, "properties": {"casts": {"enum": list(get_args(Casts))}}}
+_SHARDING_WORDS = {"casts": Casts, "rotate": Rotate, "routing": Routing}
+_RANKS = {**SIZES, "properties": {name: {"enum": list(get_args(words))} for name, words in _SHARDING_WORDS.items()}}
 _SHARDING = {"anyOf": [_RANKS, {"const": "none"}, REFERENCE]}
 
 KEYS: dict[str, Key] = {

@@ -72,6 +72,11 @@ def test_every_key_is_read() -> None:
         pytest.param({"loss": "ligre"}, "training.loss: write auto, cross_entropy, liger, ", id="unknown loss"),
         pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
         pytest.param({"sharding": {"fsdp1": 2, "tp": 2}}, "zero1 and fsdp1 with nothing", id="FSDP1 with another"),
+        pytest.param(
+            {"sharding": {"fsdp": 8, "rotate": "alltoall"}},
+            "rotate is one of allgather, alltoall, for cp",
+            id="no ring",
+        ),
         pytest.param({"sharding": {"casts": "policy"}}, "training.sharding: write {fsdp: 8", id="casts without ranks"),
         pytest.param({"sharding": {"fsdp": 8, "casts": "amp"}}, "casts is one of autocast, policy, both", id="casts"),
         pytest.param({"sharding": {"ddp": 8, "casts": "policy"}}, "casts is for fsdp", id="casts without fsdp"),

@@ -71,7 +71,10 @@ PRIVATE: tuple[Private, ...] = (
         "collectives run on meta by their kernel for the CPU", _NO_PLAN,
     ),
     Private("torch.library.Library", "_destroy", "compat", "kernels that were registered go again", _NO_PLAN),
-    Private("torch", "_softmax _log_softmax", "kernels", "half precision is widened inside the kernel, as on a GPU"),
+    Private(
+        "torch", "_softmax _log_softmax", "distributed kernels",
+        "half precision is widened inside the kernel, as on a GPU",
+    ),
     Private("torch", "_fused_sdp_choice", "kernels", "whether attention runs as one kernel is torch's own decision"),
     Private(
         "torch._C", "_nn", "kernels", "functions of layers are C functions, which are watched where they are called",
@@ -227,7 +230,9 @@ PRIVATE: tuple[Private, ...] = (
         "torch.distributed.tensor.DTensor", "_op_dispatcher", "distributed",
         "how operators are sharded is remembered by rank, and a plan has ranks of its own", _NO_PLAN,
     ),
-    Private("torch.distributed", "_functional_collectives", "meta model", "collectives as operators", _NO_PLAN),
+    Private(
+        "torch.distributed", "_functional_collectives", "distributed meta model", "collectives as operators", _NO_PLAN,
+    ),
     Private(
         "torch.distributed", "_tensor", "model", "hooks of tensor parallelism that were set under an older name",
         _SKIPPED,
@@ -303,6 +308,10 @@ PRIVATE: tuple[Private, ...] = (
     ),
     Private(
         "torch.nn.parallel.DistributedDataParallel", "_comm_hooks", "distributed", "whether a model reduces itself",
+    ),
+    Private(
+        "torch.distributed.tensor.experimental._attention", "_cp_options _RotateMethod", "distributed",
+        "ring attention runs with torch's own defaults, and both ways to exchange keys", _NO_PLAN, since="2.14",
     ),
     Private(
         "torch.testing._internal.distributed.fake_pg", "FakeStore", "distributed", "a world of ranks in one process",

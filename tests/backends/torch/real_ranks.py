@@ -204,6 +204,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {"zero1": _state
 PASSES: dict[str, int] = {"ddp, accumulated": 2, "fsdp, accumulated": 2, "fsdp, every pass": 2}
 """Forward and backward passes before the optimizer's step, where they are more than one."""
 
+INPUTS: dict[str, Callable[[], torch.Tensor]] = {}
+"""What a model is called with where that is another than ids or features, by case."""
+
 
 def _exchange(model: nn.Module, exchanged: bool) -> Any:
     if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -278,6 +281,7 @@ def measure(case: str, ranks: int) -> dict[str, int]:
     model = shard(build(), ranks)
     text = build is Transformer
     batch = torch.zeros(2, TOKENS, dtype=torch.int64) if text else torch.zeros(2, 63)
+    batch = INPUTS.get(case, lambda: batch)()
     follow, original = Follow(), torch.UntypedStorage.resize_
 
     def resize(storage: torch.UntypedStorage, size: int) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from torch import nn
 
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
+from pytest_modelbudget.backends.torch.distributed.context_parallel import ContextParallelStep, is_context_parallel
+from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep
+from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
 from pytest_modelbudget.backends.torch.distributed.host_shards import on_host, shards_copied_to_device
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters, is_zero1, sharding_of
@@ -104,10 +107,20 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
             shards_copied_to_device() if offloads else nullcontext(),
         ):
             optimizer = StatesOfOneRank if is_zero1(recipe.sharding) else optimizer_on_shards
-            memory_trace = record_step(copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer)
+            memory_trace = record_step(
+                copy, sizes, remaining, shard=shard, recorder=recorder, optimizer=optimizer,
+                recording=_recording(recipe.sharding, fake),
+            )  # fmt: skip
         if offloads:
             memory_trace = on_host(memory_trace)
         return ShardedStep(memory_trace, recorders[-1].communication(memory_trace.measured), fake.size)
+
+
+def _recording(sharding: Any, fake: FakeWorld) -> Any:
+    """What runs the loop."""
+    if is_context_parallel(sharding):
+        return partial(ContextParallelStep, world=fake, sharding=sharding)
+    return partial(BalancedStep, sharding=sharding)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.distributed.context_parallel import parameter_dims
+from pytest_modelbudget.backends.torch.distributed.experts import expert_parallel
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.distributed.flat_parameters import shard_flat
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
@@ -19,7 +21,7 @@ from pytest_modelbudget.backends.torch.training.checkpointing import repeated_bl
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
-from pytest_modelbudget.planner.recipe import FULLY_SHARDED, SHARDING_DIMS
+from pytest_modelbudget.planner.recipe import FULLY_SHARDED
 from pytest_modelbudget.planner.references import imported
 
 
@@ -55,13 +57,15 @@ def sharding_of(name: str, recipe: Training, fake: FakeWorld) -> tuple[Callable[
         assert function is not None
         return lambda model: _shard_by_callable(name, function, model, fake), remaining
     ranks = {dim: size for dim, size in recipe.sharding.items() if isinstance(size, int)}
-    dims = {dim: ranks[dim] for dim in SHARDING_DIMS if ranks.get(dim, 1) > 1}
+    dims = parameter_dims(ranks)
     if not dims:
         raise ModelBudgetError("training.sharding: one rank alone shards nothing: give a number above 1, or none")
     half, casts = MIXED.get(recipe.precision), recipe.sharding.get("casts", "autocast")
     if (len(dims) > 1 or not FULLY_SHARDED.isdisjoint(dims)) and half is not None and casts == "policy":
         remaining = replace(remaining, precision="fp32")
-    return lambda model: _shard_by_plan(name, model, dims, fake, None if casts == "autocast" else half), remaining
+    gathered = None if casts == "autocast" else half
+    experts = recipe.sharding if "ep" in recipe.sharding else {}
+    return lambda model: _shard_by_plan(name, model, dims, fake, gathered, experts), remaining
 
 
 def is_zero1(sharding: Any) -> bool:
@@ -89,7 +93,12 @@ def _shard_by_callable(name: str, function: Any, model: nn.Module, fake: FakeWor
 
 
 def _shard_by_plan(
-    name: str, model: nn.Module, dims: Mapping[str, int], fake: FakeWorld, half: torch.dtype | None
+    name: str,
+    model: nn.Module,
+    dims: Mapping[str, int],
+    fake: FakeWorld,
+    half: torch.dtype | None,
+    experts: Mapping[str, Any],
 ) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -101,6 +110,8 @@ def _shard_by_plan(
         options: dict[str, Any] = {"mesh": mesh["ddp", fully] if "ddp" in dims else mesh[fully], "mp_policy": policy}
         if fully == "zero2":
             options["reshard_after_forward"] = False
+        for module, rest in (expert_parallel(model, name, experts, fake) if experts else {}).items():
+            fully_shard(module, **{**options, "mesh": rest})
         for block in repeated_blocks(model):
             fully_shard(block, **options)
         fully_shard(model, **options)

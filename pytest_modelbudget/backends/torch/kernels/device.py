@@ -212,7 +212,7 @@ def _dropout_function(input: torch.Tensor, p: float, train: bool) -> Any:
     return _dropout(input, p, train)
 
 
-def _attention(
+def fused_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -222,6 +222,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
+    """Attention with CUDA's kernel; NotImplemented where that is the unfused one without dropout, and off meta."""
     if not query.is_meta or query.dim() != 4 or query.dtype not in _FLOATS:
         return NotImplemented
     size, half = query.shape[-1], query.dtype is not torch.float32
@@ -313,7 +314,7 @@ _RULES: Mapping[Any, Callable[..., Any]] = {
 _CUDA_RULES: Mapping[Any, Callable[..., Any]] = {
     functional.dropout: _dropout,
     torch.dropout: _dropout_function,
-    functional.scaled_dot_product_attention: _attention,
+    functional.scaled_dot_product_attention: fused_attention,
     **dict.fromkeys((functional.softmax, torch.softmax, torch.Tensor.softmax), _softmax_to_float32(torch._softmax)),
     **dict.fromkeys(
         (functional.log_softmax, torch.log_softmax, torch.Tensor.log_softmax), _softmax_to_float32(torch._log_softmax)

@@ -2,7 +2,8 @@
 
 Bytes are those of ring algorithms, the least that any algorithm can do with each rank sending the same: of a tensor of
 `b` bytes over `n` ranks, an all-gather (`b` is the whole) and a reduce-scatter send `(n - 1) / n * b`, an all-reduce
-twice that, an all-to-all `(n - 1) / n * b` of what one rank has, a broadcast `(n - 1) / n * b`, point to point `b`.
+twice that, an all-to-all what is for other ranks (in equal parts `(n - 1) / n * b` of what one rank has), a broadcast
+`(n - 1) / n * b`, point to point `b`.
 What NCCL does instead in a small message (trees), and headers, are not counted.
 """
 
@@ -40,7 +41,20 @@ def run_on_meta(func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], 
         from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
         return AsyncCollectiveTensor(args[0])
+    if name == "all_to_all_single" and not args[0].is_meta and len(set(args[2])) == 1:
+        return _from_ranks_alike(args[0], args)
+    if name == "alltoall_base_" and not args[0].is_meta and not args[3] and not args[4]:
+        work = func(*args, **kwargs)
+        args[0].copy_(_from_ranks_alike(args[1], args))
+        return work
     return args[0] if name == "wait_tensor" else func(*args, **kwargs)
+
+
+def _from_ranks_alike(constant: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
+    """What ranks that all have the same `constant` send to this one: its part of it, from each."""
+    ranks = _group_size(args)
+    part: torch.Tensor = constant.chunk(ranks)[_group_rank(args)]
+    return torch.cat([part] * ranks)
 
 
 def sent_bytes(op: str, args: tuple[Any, ...], out: Any) -> SentBytes | None:
@@ -54,6 +68,9 @@ def sent_bytes(op: str, args: tuple[Any, ...], out: Any) -> SentBytes | None:
         return SentBytes(kind, gathered_bytes * (ranks - 1) // ranks, ranks)
     result_first = namespace == "c10d" and kind in ("reduce_scatter", "all_to_all")
     input_bytes = _tensor_bytes(args[1 if result_first else 0])
+    if kind == "all_to_all" and (splits := _splits(namespace, args)):
+        own = splits[_group_rank(args)]
+        return SentBytes(kind, input_bytes * (sum(splits) - own) // max(sum(splits), 1), ranks)
     passes = 2 if kind == "all_reduce" else 1
     return SentBytes(kind, input_bytes if kind == "other" else passes * input_bytes * (ranks - 1) // ranks, ranks)
 
@@ -70,19 +87,38 @@ def _tensor_bytes(value: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors(value))
 
 
+def _splits(namespace: str, args: tuple[Any, ...]) -> list[int]:
+    """How many rows of its input a rank sends to each rank; none where these are equal."""
+    place = 4 if namespace == "c10d" else 2
+    splits = args[place] if len(args) > place else None
+    return [int(rows) for rows in splits] if isinstance(splits, (list, tuple)) else []
+
+
 def _group_size(args: tuple[Any, ...]) -> int:
-    """Of the group among the arguments: an object, or the last word that is the name of one."""
+    """Of the group among the arguments."""
+    group = _group(args)
+    return 1 if group is None else int(group.size())
+
+
+def _group_rank(args: tuple[Any, ...]) -> int:
+    """Of this process in the group among the arguments."""
+    group = _group(args)
+    return 0 if group is None else int(group.rank())
+
+
+def _group(args: tuple[Any, ...]) -> Any:
+    """The group among the arguments: an object, or the last word that is the name of one; None without."""
     from torch._C._distributed_c10d import ProcessGroup
 
     for value in args:
         if isinstance(value, ProcessGroup):
-            return int(value.size())
+            return value
         if isinstance(value, torch.ScriptObject):
             try:
-                return int(ProcessGroup.unbox(value).size())
+                return ProcessGroup.unbox(value)
             except RuntimeError:  # the operation (sum, average), which is an object as well
                 continue
     for value in reversed(args):
         if isinstance(value, str):
-            return int(torch._C._distributed_c10d._resolve_process_group(value).size())
-    return 1
+            return torch._C._distributed_c10d._resolve_process_group(value)
+    return None

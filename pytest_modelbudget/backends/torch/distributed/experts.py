@@ -1,0 +1,181 @@
+"""Expert parallelism: each rank has some of the experts of every layer, and tokens go to the ranks of theirs and back.
+
+Done as torchtitan's `ExpertParallel` does it, by torch's `distribute_module`: grouped weights are dealt out by experts
+(`Shard(0)` of a DTensor); in front of the experts an all-to-all sends the rows that a router sorted by expert, behind
+them another one brings them back, and received rows are put in the order of the rank's own experts in between. The
+ranks of `ep` are some of those of `fsdp`, which shards what `ep` leaves of the experts, and all other parameters.
+
+How many tokens an expert gets is a value, which is not known: planned is the same number for each (`routing:
+balanced`), or that all ranks of `ep` send all of theirs to this one (`routing: one-rank`), the most there can be. Rows
+are not padded to what grouped products like.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
+from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
+from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
+from pytest_modelbudget.backends.torch.training.step import StepRecording
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Recipe
+
+
+def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], fake: FakeWorld) -> dict[nn.Module, Any]:
+    """Deal the experts of `model` out over the ranks of `ep`; gives each of their modules with the mesh that is left.
+
+    Raises:
+        ModelBudgetError: no module has grouped weights and is called with rows and their number by expert, or they do
+            not divide.
+    """
+    ranks, fsdp, replicas = sharding["ep"], sharding["fsdp"], sharding.get("ddp", 1)
+    modules = [module for module in all_modules(model) if _experts_in(module)]
+    if not modules:
+        raise ModelBudgetError(
+            f"{name}: training.sharding: ep: no module has weights [experts, ..., ...] and is called with rows sorted "
+            "by expert and the number of them for each (as torchtitan's GroupedExperts): shard it yourself with "
+            "sharding: module:callable"
+        )
+    if wrong := next((module for module in modules if _experts_in(module) % ranks), None):
+        raise ModelBudgetError(
+            f"{name}: training.sharding: ep: {ranks} does not divide the {_experts_in(wrong)} experts of a layer"
+        )
+    mesh = fake.mesh(**({"ddp": replicas} if replicas > 1 else {}), fsdp=fsdp // ranks, ep=ranks)
+    for module in modules:
+        _distribute(module, mesh["ep"], to_one_rank=sharding.get("routing") == "one-rank")
+    rest = mesh["ddp", "fsdp"] if replicas > 1 else mesh["fsdp"]
+    return dict.fromkeys(modules, rest)
+
+
+def _experts_in(module: nn.Module) -> int:
+    """How many experts the weights of `module` itself are of; 0 for any other module."""
+    weights = [parameter for parameter in module._parameters.values() if parameter is not None]
+    counts = {weight.shape[0] for weight in weights if weight.dim() == 3}
+    if len(counts) != 1 or len(weights) < 2 or any(weight.dim() != 3 for weight in weights):
+        return 0
+    return counts.pop() if len(inspect.signature(module.forward).parameters) == 2 else 0
+
+
+def _distribute(module: nn.Module, mesh: Any, *, to_one_rank: bool) -> None:
+    from torch.distributed.tensor import distribute_module
+
+    exchange = _Exchange(mesh, to_one_rank)
+    distribute_module(module, mesh, _deal_out, exchange.dispatch, exchange.combine)
+
+
+def _deal_out(name: str, module: nn.Module, mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        part = distribute_tensor(parameter, mesh, [Shard(0)])
+        module.register_parameter(key, nn.Parameter(part, parameter.requires_grad))
+
+
+class _Exchange:
+    """Sends rows to the ranks of their experts, and brings back what these made of them."""
+
+    def __init__(self, mesh: Any, to_one_rank: bool) -> None:
+        self._group, self._ranks, self._to_one_rank = mesh.get_group(), mesh.size(), to_one_rank
+        self._sent: list[int] = []
+        self._received: list[int] = []
+        self._order: torch.Tensor | None = None
+
+    def dispatch(self, module: nn.Module, inputs: tuple[Any, ...], mesh: Any) -> tuple[Any, Any]:
+        """The rows for the rank's own experts, by expert, and their numbers."""
+        from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
+
+        rows, counts = inputs
+        numbers = [int(number) for number in counts.view(self._ranks, -1).sum(1).tolist()]
+        with torch.no_grad():
+            others = torch.ops._c10d_functional.wait_tensor(all_to_all_single(counts, None, None, self._group))
+            by_rank = others.view(self._ranks, -1)
+            if self._to_one_rank:
+                self._sent = [rows.shape[0], *[0] * (self._ranks - 1)]
+                self._received = [rows.shape[0]] * self._ranks
+                own = _evenly(sum(self._received), by_rank.shape[1], counts)
+            else:
+                self._sent = numbers
+                self._received = [int(number) for number in by_rank.sum(1).tolist()]
+                own = by_rank.sum(0)
+        rows = all_to_all_single_autograd(rows, self._received, self._sent, self._group)
+        self._order = torch.empty(rows.shape[0], dtype=torch.int32, device=rows.device)
+        return torch.index_select(rows, 0, self._order), own
+
+    def combine(self, module: nn.Module, rows: torch.Tensor, mesh: Any) -> torch.Tensor:
+        """What experts of all ranks made of this rank's rows."""
+        from torch.distributed._functional_collectives import all_to_all_single_autograd
+
+        assert self._order is not None
+        back = rows.new_empty(rows.shape).index_copy_(0, self._order.long(), rows)
+        sent: torch.Tensor = all_to_all_single_autograd(back, self._sent, self._received, self._group)
+        return sent
+
+
+class BalancedStep(StepRecording):
+    """A step in which routers give every expert as many tokens as any other; where it asks how many, a note says so."""
+
+    def __init__(self, *args: Any, sharding: Any) -> None:
+        super().__init__(*args)
+        self._sharding = sharding if isinstance(sharding, Mapping) else {}
+        self._assumption = ""
+
+    def prepare(self, recipe: Recipe, kernels: DeviceKernels, stack: ExitStack) -> None:
+        """Bring the model and torch into the state of the run, until `stack` is left."""
+        super().prepare(recipe, kernels, stack)
+        stack.enter_context(value_reads_observed(self._note_read))
+
+    def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
+        """What watches the run of the model."""
+        kernels.add_rules(
+            {
+                **dict.fromkeys((torch.histc, torch.Tensor.histc), self._histogram),
+                **dict.fromkeys((torch.bincount, torch.Tensor.bincount), self._counts),
+                **dict.fromkeys((torch.Tensor.item, torch.Tensor.__int__), self._read),
+            }
+        )
+        return super().recorder_for(call, kernels)
+
+    def _histogram(self, input: torch.Tensor, bins: int = 100, *_: Any, **__: Any) -> Any:
+        return self._even(input, bins)
+
+    def _counts(self, input: torch.Tensor, weights: Any = None, minlength: int = 0) -> Any:
+        return NotImplemented if weights is not None else self._even(input, minlength)
+
+    def _even(self, input: torch.Tensor, experts: int) -> Any:
+        if not input.is_meta or not experts:
+            return NotImplemented
+        self._assumption = _routing_note(self._sharding, experts, input.numel())
+        return _evenly(input.numel(), experts, input)
+
+    def _read(self, number: torch.Tensor) -> Any:
+        self._note_read([number])
+        return NotImplemented
+
+    def _note_read(self, tensors: list[torch.Tensor]) -> None:
+        in_model = self.doing.startswith("forward")  # optimizers read the numbers of their steps
+        if in_model and self._assumption not in ("", *self.notes) and not all(tensor.is_meta for tensor in tensors):
+            self.notes.append(self._assumption)
+
+
+def _routing_note(sharding: Mapping[str, Any], experts: int, rows: int) -> str:
+    """What is assumed of values, with how far off it can be."""
+    if sharding.get("routing") == "one-rank":
+        return f"routing: one-rank: all {sharding['ep'] * rows:,} rows of a layer come to this rank, which is the most"
+    even = f"each of {experts} experts is assumed to get as many of the {rows:,} rows of a layer, which values decide"
+    return f"{even}: routing: one-rank plans the most that a rank can get" if "ep" in sharding else even
+
+
+def _evenly(rows: int, experts: int, like: torch.Tensor) -> torch.Tensor:
+    """How many of `rows` each expert gets: the first ones one more, where they do not divide."""
+    each, rest = divmod(rows, experts)
+    return torch.tensor([each + (index < rest) for index in range(experts)], dtype=like.dtype)
