@@ -24,16 +24,22 @@ def trace_graph(call: Callable[..., Any], arguments: Arguments, *, convert: bool
     """
     flat = tf.nest.flatten(arguments)
     spec_indices = [index for index, value in enumerate(flat) if isinstance(value, tf.TensorSpec)]
-    options = ConversionOptions(recursive=True, user_requested=True)
+    called = converted(call) if convert else call
 
     def run(*tensors: Any) -> Any:
         tensor_at = dict(zip(spec_indices, tensors, strict=True))
         args, kwargs = tf.nest.pack_sequence_as(
             arguments, [tensor_at.get(position, default) for position, default in enumerate(flat)]
         )
-        return converted_call(call, args, kwargs, options=options) if convert else call(*args, **kwargs)
+        return called(*args, **kwargs)
 
     return func_graph_from_py_func("model", run, tuple(flat[index] for index in spec_indices), {})
+
+
+def converted(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with Python's own branches and loops on tensors written into the graph, as `tf.function` does."""
+    options = ConversionOptions(recursive=True, user_requested=True)
+    return lambda *args, **kwargs: converted_call(call, args, kwargs, options=options)
 
 
 def argument_specs(inputs: Inputs, sizes: Sizes) -> Arguments:
