@@ -88,8 +88,8 @@ def plan(
     if isinstance(model, SavedModel) or _is_loaded(model):
         raise NotRecorded
     builder = _ModuleSummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here)
-    arguments = builder.arguments(inputs)
-    return tuple(module_step.plan(model, name, arguments, recipe) for recipe in recipes)
+    arguments, xla = builder.planned_call(inputs)
+    return tuple(module_step.plan(model, name, arguments, recipe, xla=xla) for recipe in recipes)
 
 
 class _ModuleSummaryBuilder:
@@ -119,8 +119,8 @@ class _ModuleSummaryBuilder:
             notes=tuple(self.notes),
         )
 
-    def arguments(self, inputs: Inputs | None) -> graphs.Arguments:
-        """What the module is called with in a plan, with its variables made.
+    def planned_call(self, inputs: Inputs | None) -> tuple[graphs.Arguments, bool]:
+        """What the module is called with in a plan, with its variables made, and whether XLA compiles the call.
 
         Raises:
             ModelBudgetError: no inputs are declared, or it is not called.
@@ -128,9 +128,8 @@ class _ModuleSummaryBuilder:
         if inputs is None or not callable(self.model):
             problem = "it has no __call__" if inputs is not None else "no `inputs:` are declared"
             raise ModelBudgetError(f"{self.name}: a tf.Module is planned by its __call__ at declared inputs: {problem}")
-        if self.built_here:
-            self._trace(inputs, self.sizes)  # which makes variables that its first call makes
-        return graphs.argument_specs(inputs, self.sizes)
+        graph, _ = self._trace(inputs, self.sizes)  # which makes the variables that a first call makes
+        return graphs.argument_specs(inputs, self.sizes), graphs.has_xla(graph)
 
     def _refuse_lost(self, known_ids: set[object]) -> None:
         """Refuse a module that works with a variable that is none of its own: it would not be counted."""

@@ -77,3 +77,11 @@ def flops(operators: Sequence[Operator]) -> Flops:
     """The FLOPs of operators, by the project's rules."""
     count = total(operators)
     return Flops(count.flops, count.uncounted)
+
+
+def has_xla(graph: Any) -> bool:
+    """Whether a function that is called is compiled with XLA: a `tf.function(jit_compile=True)`."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    functions = [function for function in definition.library.function if function.attr["_XlaMustCompile"].b]
+    return bool(functions) or any(node.attr["_XlaMustCompile"].b for node in nodes if "_XlaMustCompile" in node.attr)

@@ -96,7 +96,8 @@ class _LegacySubject:
     def loss(self, recipe: Training, outputs: Any, target: MakeTarget) -> Any:
         if recipe.loss == "auto" and (compiled := getattr(self.model, "compiled_loss", None)) is not None:
             return _compiled_loss(self.model, compiled, outputs, target)
-        return loss_of(recipe, outputs, target, self.model.losses)
+        entropy = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return loss_of(recipe, outputs, target, self.model.losses, entropy)
 
     def path_of(self, name: str) -> str:
         return self.scopes.path_of(name)
@@ -164,7 +165,7 @@ def _refuse_own_step(model: Any, recipe: Recipe) -> None:
     own = getattr(type(model), method, None)
     if isinstance(model, tf_keras.Model) and own is not getattr(tf_keras.Model, method):
         raise ModelBudgetError(
-            f"{type(model).__name__} has a {method} of its own, which is not planned: only the step of tf_keras.Model is"
+            f"{type(model).__name__} has a {method} of its own, which is not planned: only that of tf_keras.Model is"
         )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from pytest_modelbudget.backends.keras import private, private_tensorflow
 from pytest_modelbudget.backends.keras.training.recipe import OPTIMIZER_CLASSES
@@ -29,15 +28,17 @@ from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.summary import Plan
 
 
-def plan(model: Any, name: str, arguments: graphs.Arguments, recipe: Recipe) -> Plan:
+def plan(model: Any, name: str, arguments: graphs.Arguments, recipe: Recipe, *, xla: bool) -> Plan:
     """The plan of one step, or of one pass without gradients, of a module that has made its variables.
+
+    `xla` says that its call is compiled with XLA.
 
     Raises:
         ModelBudgetError: a key of the recipe has no meaning here, or the step does not run so.
     """
     refuse_unplanned(recipe, "tf.Module")
     with abstract(), _layers_without_values(model):
-        return plan_step(_ModuleSubject(model, name, arguments), recipe, xla=recipe.compile == "xla")
+        return plan_step(_ModuleSubject(model, name, arguments), recipe, xla=xla or recipe.compile == "xla")
 
 
 @contextmanager
@@ -60,8 +61,10 @@ class _ModuleSubject:
     arguments: graphs.Arguments
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
-        takes = _signature(self.model)
-        return graphs.converted(self.model)(*args, **kwargs, **declared_options(kwargs, takes, training))
+        function = type(self.model).__call__
+        function = getattr(function, "python_function", function)  # a tf.function would be opened into other orders
+        options = declared_options(kwargs, inspect.signature(function).parameters, training)
+        return graphs.converted(function)(self.model, *args, **kwargs, **options)
 
     def weights(self) -> Iterator[tuple[str, Any]]:
         visited: set[object] = set()
@@ -81,11 +84,6 @@ class _ModuleSubject:
 
     def path_of(self, name: str) -> str:
         return ""
-
-
-def _signature(model: Any) -> list[str]:
-    function = type(model).__call__
-    return list(inspect.signature(getattr(function, "python_function", function)).parameters)
 
 
 def _optimizer_class(name: str) -> Callable[..., Any] | None:

@@ -53,7 +53,7 @@ def tf_keras_backend() -> ModuleType:
 
 
 def tf_keras_losses_container() -> Any:
-    """The class that computes the losses that a model of tf_keras is compiled with; a model's own builds itself at once.
+    """The class that computes the losses that a model of tf_keras is compiled with; its first use makes metrics in it.
 
     Raises:
         FrameworkMissing: this release is laid out otherwise.

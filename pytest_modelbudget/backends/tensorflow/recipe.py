@@ -1,4 +1,4 @@
-"""What a recipe means for models of TensorFlow without Keras 3: which keys it has, its loss, and how an optimizer is used."""
+"""What a recipe means for models of TensorFlow without Keras 3: which keys it has, its loss, its optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from pytest_modelbudget.planner.recipe import refuse_keys
 from pytest_modelbudget.planner.references import imported
 
 PLANNED = frozenset(
-    {"batch", "dims", "optimizer", "optimizer_options", "precision", "gradient_accumulation", "loss", "trainable", "compile"}
+    {
+        "batch",
+        "dims",
+        "optimizer",
+        "optimizer_options",
+        "precision",
+        "gradient_accumulation",
+        "loss",
+        "trainable",
+        "compile",
+    }
 )
 _CURES = {
     "checkpointing": "wrap the blocks in tf.recompute_grad where the model is built, and what it recomputes is planned",
@@ -76,7 +86,9 @@ class StepOptimizer:
         return [(tuple(map(int, variable.shape)), tf.as_dtype(variable.dtype).name) for variable in listed]
 
 
-def optimizer_of(recipe: Training, named: Callable[[str], Callable[..., Any] | None], known: str) -> StepOptimizer | None:
+def optimizer_of(
+    recipe: Training, named: Callable[[str], Callable[..., Any] | None], known: str
+) -> StepOptimizer | None:
     """A new optimizer as `recipe` wants it, not built yet; None for `none`.
 
     `named` gives the class of a name, of a library that is called `known`. A `module:callable` is called with
@@ -98,15 +110,26 @@ def optimizer_of(recipe: Training, named: Callable[[str], Callable[..., Any] | N
         raise ModelBudgetError(f"training.optimizer: {name} cannot be made: {type(error).__name__}: {error}") from error
     if not (hasattr(optimizer, "apply_gradients") or hasattr(optimizer, "apply")):
         raise ModelBudgetError(
-            f"training.optimizer: {name} gives a {type(optimizer).__name__}, which has neither apply_gradients nor apply"
+            f"training.optimizer: {name} gives a {type(optimizer).__name__}, without apply_gradients and apply"
         )
     return StepOptimizer(optimizer)
 
 
-def loss_of(recipe: Training, outputs: Any, target: MakeTarget, added: Iterable[Any] = ()) -> Any:
+def mean_entropy(labels: Any, scores: Any) -> Any:
+    """The mean over the rows of `scores`, `[..., classes]`, against whole numbers, `[...]`."""
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=scores))
+
+
+def loss_of(
+    recipe: Training,
+    outputs: Any,
+    target: MakeTarget,
+    added: Iterable[Any] = (),
+    entropy: Callable[[Any, Any], Any] = mean_entropy,
+) -> Any:
     """The loss of what a model gave, one number, with what layers have `added`; or tensors that each get a gradient.
 
-    `cross_entropy` is the mean over the rows of scores against whole numbers. `auto` takes a model's own loss, its only
+    `cross_entropy` is the `entropy` of the first output of floats. `auto` takes a model's own loss, its only
     output of floats without dimensions; otherwise, and for `none`, every output of floats gets a gradient.
     """
     floats = [output for output in tf.nest.flatten(outputs) if tf.is_tensor(output) and output.dtype.is_floating]
@@ -115,9 +138,7 @@ def loss_of(recipe: Training, outputs: Any, target: MakeTarget, added: Iterable[
     if not floats:
         raise ModelBudgetError("the model gives no tensor of floats that a loss could be of")
     if recipe.loss == "cross_entropy":
-        labels = target(tuple(floats[0].shape[:-1]), "int32")
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=floats[0])
-        return _with_added(tf.reduce_mean(losses), added)
+        return _with_added(entropy(target(tuple(floats[0].shape[:-1]), "int32"), floats[0]), added)
     if recipe.loss == "auto" and len(floats) == 1 and not floats[0].shape:
         return _with_added(floats[0], added)
     return [*floats, *added]

@@ -65,15 +65,7 @@ def plan_step(subject: Subject, recipe: Recipe, *, xla: bool) -> Plan:
         step.doing = "graph of the step"
         phase_of = step.phases.of(graph)
         memory = graph_memory(graph, step.held(graph), lambda name: (subject.path_of(name), phase_of(name)))
-    return plan_of_graph(memory, recipe, xla=xla or has_xla(graph))
-
-
-def has_xla(graph: Any) -> bool:
-    """Whether a function that is called is compiled with XLA: a `tf.function(jit_compile=True)`."""
-    definition = graph.as_graph_def()
-    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    functions = [function for function in definition.library.function if function.attr["_XlaMustCompile"].b]
-    return bool(functions) or any(node.attr["_XlaMustCompile"].b for node in nodes if "_XlaMustCompile" in node.attr)
+    return plan_of_graph(memory, recipe, xla=xla or graphs.has_xla(graph))
 
 
 @dataclass(slots=True)
@@ -161,7 +153,9 @@ class _Step:
         self.doing = "step of the optimizer"
         if self.optimizer is None:
             return loss, [gradient for gradient in gradients if gradient is not None]
-        pairs = [(gradient, variable) for gradient, variable in zip(gradients, trained, strict=True) if gradient is not None]
+        pairs = [
+            (gradient, variable) for gradient, variable in zip(gradients, trained, strict=True) if gradient is not None
+        ]
         self.optimizer.build(trained)
         self.optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
         self.phases.mark("optimizer")
@@ -174,7 +168,9 @@ class _Step:
             ModelBudgetError: there are none, or a glob matches none.
         """
         used_ids = {id(variable) for variable in used}
-        weights = [(path, item) for path, item in self.subject.weights() if id(item) in used_ids and self.subject.trains(item)]
+        weights = [
+            (path, item) for path, item in self.subject.weights() if id(item) in used_ids and self.subject.trains(item)
+        ]
         for glob in recipe.trainable:
             if not any(fnmatchcase(path, glob) for path, _ in weights):
                 example = f"; one is {weights[0][0]!r}" if weights else ""

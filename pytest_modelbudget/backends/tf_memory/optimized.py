@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function
-from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, LOOPS
+from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, CALLS, LOOPS
 
 _DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"
 _CPU_MEMORY = 256 << 20
@@ -51,7 +51,7 @@ def optimized(graph: Any) -> FunctionGraph:
         if node.op in BRANCHES and _OPENED in node.attr:
             node.attr[_OPENED].b = False
     meta.collection_def["train_op"].node_list.value.extend(dict.fromkeys([*returned, *control]))
-    if any(node.op in LOOPS for node in meta.graph_def.node):
+    if any(node.op in LOOPS or node.op in CALLS for node in meta.graph_def.node):
         meta.graph_def.CopyFrom(_with_open_loops(meta))
     return _imported(_optimize(meta), graph, returned, control)
 
