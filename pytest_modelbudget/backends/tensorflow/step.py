@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -64,7 +64,7 @@ def plan_step(subject: Subject, recipe: Recipe, *, xla: bool) -> Plan:
         graph = step.graph()
         step.doing = "graph of the step"
         phase_of = step.phases.of(graph)
-        memory = graph_memory(graph, step.held(graph), lambda name: (subject.path_of(name), phase_of(name)))
+        memory = graph_memory(graph, step.held(), lambda name: (subject.path_of(name), phase_of(name)))
     return plan_of_graph(memory, recipe, xla=xla or graphs.has_xla(graph))
 
 
@@ -103,10 +103,9 @@ class _Step:
         add_inputs(graph, self.targets, after=len(self._specs()))
         return graph
 
-    def held(self, graph: Any) -> list[InitialStorage]:
+    def held(self) -> list[InitialStorage]:
         """What is there all the time: weights, the optimizer's variables, inputs and targets."""
         weights = [(variable, "param") for _, variable in self.subject.weights()]
-        self._refuse_lost(graph, {id(variable) for variable, _ in weights})
         storages: list[tuple[int, Role]] = [(_bytes(tuple(item.shape), item.dtype), "param") for item, _ in weights]
         if self.optimizer is not None:
             storages += [(_bytes(shape, dtype), "optimizer") for shape, dtype in self.optimizer.variables()]
@@ -124,9 +123,10 @@ class _Step:
                 '"float32[B, T, 8]" with dims: {T: 20}'
             )
 
-    def _refuse_lost(self, graph: Any, known: set[int]) -> None:
+    def _refuse_lost(self, used: Iterable[Any]) -> None:
         """Refuse a model that trains a variable that is none of its own: it would not be counted."""
-        lost = next((item for item in graph.variables if item.trainable and id(item) not in known), None)
+        known = {id(variable) for _, variable in self.subject.weights()}
+        lost = next((item for item in used if id(item) not in known), None)
         if lost is not None:
             raise ModelBudgetError(
                 f"the step uses the variable {lost.name!r}, which no object of the model holds: set it as an attribute"
@@ -146,6 +146,7 @@ class _Step:
             self.doing = "loss"
             loss = self.subject.loss(self.recipe, outputs, self._target)
             self.phases.mark("loss")
+        self._refuse_lost(tape.watched_variables())
         trained = self._trained(self.recipe, tape.watched_variables())
         self.doing = "backward pass"
         gradients = tape.gradient(loss, trained)
