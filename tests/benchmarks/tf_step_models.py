@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -213,12 +214,12 @@ def runs(name: str) -> dict[str, tuple[Run, int]]:
     if name.startswith("tf_keras/"):
         tensors = [tf.zeros((case.batch, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
         x = tensors if len(tensors) > 1 else tensors[0]
-        train, infer = tf.function(lambda: model.train_step((x, y))), tf.function(lambda: model(x, training=False))
+        train, infer = tf.function(partial(model.train_step, (x, y))), tf.function(partial(model, x, training=False))
     else:
         [spec] = map(TensorSpec.parse, case.inputs)
         x = tf.zeros((case.batch, *spec.shape[1:]), spec.dtype)
         tensors, optimizer = [x], keras.optimizers.Adam()
-        train, infer = tf.function(lambda: _step(model, optimizer, x, y)), tf.function(lambda: model(x))
+        train, infer = tf.function(partial(_step, model, optimizer, x, y)), tf.function(partial(model, x))
     for run in (train, infer):
         run()
         run()

@@ -72,7 +72,8 @@ class _Trace:
 
     def __post_init__(self) -> None:
         tf = sys.modules["tensorflow"]  # what Keras runs on here
-        specs = [tf.TensorSpec(item.shape, item.dtype) for item in (*self.parameters, *self.arguments)]
+        items: list[Parameter | Tensor] = [*self.parameters, *self.arguments]
+        specs = [tf.TensorSpec(item.shape, item.dtype) for item in items]
         trace = import_module("tensorflow.python.framework.func_graph").func_graph_from_py_func
         self.graph = trace("call", self._run, tuple(specs), {})
 
