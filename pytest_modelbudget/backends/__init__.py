@@ -107,6 +107,17 @@ class Memory(Protocol):
         ...
 
 
+class CountsActivations(Protocol):
+    """What a framework's module has to offer when it takes long to count activation_bytes; optional, beside `Backend`.
+
+    Its `summarize` takes one more argument, `activations`: whether they are asked for (by itself yes).
+    """
+
+    def activations_on_request(self) -> bool:
+        """Whether they are counted where a limit or a recipe asks for them alone."""
+        ...
+
+
 class Tracing(Protocol):
     """What a framework's module has to offer when its builders run in a trace; optional, beside `Backend`."""
 

@@ -64,6 +64,7 @@ class CountedModel:
                 sizes=sizes,
                 built_here=self.built_here,
                 **self._run(),
+                **self._activations(),
             )
             notes = (_STEPS_NOTE, *summary.notes[1:]) if self._inputs_of_steps else summary.notes
             self.counted[key] = replace(summary, notes=(*self.notes, *notes))
@@ -89,6 +90,13 @@ class CountedModel:
                 "models are counted without values: remove the key"
             )
         return {}
+
+    def _activations(self) -> dict[str, object]:
+        """Whether the activations are asked for, for a framework that does not count them by itself."""
+        if not (hasattr(self.owner, "activations_on_request") and self.owner.activations_on_request()):
+            return {}
+        limited = any(budget.metric == "activation_bytes" for budget in self.entry.parsed_budgets)
+        return {"activations": limited or any(isinstance(recipe, Training) for recipe in self.entry.recipes)}
 
     def plan(self, recipe: AnyRecipe) -> Plan:
         """What a run takes, by the framework's own recorder where there is one, else as a sum; made once for a recipe.

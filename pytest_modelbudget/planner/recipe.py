@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from pytest_modelbudget.errors import ModelBudgetError
@@ -190,7 +190,22 @@ Recipe = Training | Inference
 AnyRecipe = Recipe | Serving
 
 
-def refuse_language_loss(recipe: Recipe, framework: str) -> None:
+def refuse_keys(recipe: Recipe, framework: str, planned: Collection[str], cures: Mapping[str, str]) -> None:
+    """Refuse what a recipe says beside the `planned` keys, for models of a framework that has no meaning for it.
+
+    Raises:
+        ModelBudgetError: with the key, and what to do instead, by `cures`.
+    """
+    default, kind = type(recipe)(), "training" if isinstance(recipe, Training) else "inference"
+    for key in (item.name for item in fields(recipe)):
+        value = getattr(recipe, key)
+        if key not in planned and value not in (getattr(default, key), ASSUMED.get(key)):
+            cure = cures.get(key, "it is for torch models")
+            raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for {framework} models: {cure}")
+    _refuse_language_loss(recipe, framework)
+
+
+def _refuse_language_loss(recipe: Recipe, framework: str) -> None:
     """Refuse a loss that takes the place of a head, for models whose head is not found.
 
     Raises:

@@ -41,13 +41,27 @@ from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import Recipe
 from pytest_modelbudget.summary import Layer, Plan, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "summarize"]
+__all__ = [
+    "FRAMEWORK",
+    "abstract",
+    "activations_on_request",
+    "global_state_restored",
+    "is_class",
+    "owns",
+    "plan",
+    "summarize",
+]
 
 FRAMEWORK = "keras"
 
 _UNCALLED_NOTE = (
     "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known, "
     'and what a call makes is not counted; write e.g. inputs: "float32[B, 28, 28, 3]"'
+)
+
+_NOT_ASKED_NOTE = (
+    "activation_bytes is not known: on TensorFlow it takes a trace of the gradients, and is counted where a limit on "
+    "it or a training recipe asks for it"
 )
 
 
@@ -68,10 +82,12 @@ def summarize(
     inputs: Inputs | None,
     sizes: Mapping[str, int],
     built_here: bool,
+    activations: bool = True,
 ) -> Summary:
     """Count `model`: rows in Keras' own order, params without seeds, metrics and optimizer, FLOPs of one inference.
 
-    Without inputs a model that is built and does not know its own is not called: its shapes and FLOPs are unknown.
+    `activations` asks for what is held for the backward pass. Without inputs a model that is built and does not know
+    its own is not called: its shapes and FLOPs are unknown.
 
     Raises:
         ModelBudgetError: inputs are missing or do not fit, or a layer has weights that were never built.
@@ -81,9 +97,13 @@ def summarize(
         if problem := unreadable():
             raise ModelBudgetError(f"{name}: {problem}")
         fresh = built_here and not is_from_file(model)
-        return _KerasSummaryBuilder(model, name, sizes, {} if fresh else labels.live_labels(model)).summary(
-            inputs, built_here
-        )
+        names = {} if fresh else labels.live_labels(model)
+        return _KerasSummaryBuilder(model, name, sizes, names, activations).summary(inputs, built_here)
+
+
+def activations_on_request() -> bool:
+    """On TensorFlow, where the gradients of each kind of layer take a trace: see `CountsActivations`."""
+    return bool(keras.backend.backend() == "tensorflow")
 
 
 def plan(
@@ -122,12 +142,15 @@ def plan(
 
 
 class _KerasSummaryBuilder:
-    def __init__(self, model: Any, name: str, sizes: Mapping[str, int], names: labels.Labels) -> None:
+    def __init__(
+        self, model: Any, name: str, sizes: Mapping[str, int], names: labels.Labels, activations: bool = False
+    ) -> None:
         self.model = model
         self.name = name
         self.names = names
         self.sizes = {BATCH: 1, **sizes}
         self.notes: list[str] = []
+        self.counts_activations = activations
         self.stand_ins = wrapped.ModuleCopies()
 
     def summary(self, inputs: Inputs | None, built_here: bool) -> Summary:
@@ -167,6 +190,9 @@ class _KerasSummaryBuilder:
         return Summary(self.name, FRAMEWORK, layers, notes=notes, optimizer_bytes=optimizer_bytes)
 
     def _activations(self, arguments: ports.CallArguments) -> activations.KerasActivations | None:
+        if not self.counts_activations:
+            self.notes.append(_NOT_ASKED_NOTE)
+            return None
         try:
             with self._modules_copied():
                 saved = activations.measure_activations(self.model, *arguments.symbolic(self.sizes))

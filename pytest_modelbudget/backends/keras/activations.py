@@ -25,6 +25,7 @@ from pytest_modelbudget.backends.keras.composing import (
 )
 from pytest_modelbudget.backends.keras.fingerprints import runs_only_keras_code
 from pytest_modelbudget.backends.residuals import FindResiduals, ResidualsUnknown
+from pytest_modelbudget.backends.tf_memory import residuals as tf_residuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class KerasActivations:
 _MANNER_BY_BACKEND = {
     "jax": "as jax.vjp keeps them under Keras on jax, before the compiler",
     "torch": "as torch's autograd keeps them under Keras on torch, with the operators of the CPU",
+    "tensorflow": "as a graph with GradientTape keeps them under Keras on tensorflow, before its optimizer",
 }
 
 
@@ -69,6 +71,10 @@ def measure_activations(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 def _residuals_finder(backend: str) -> Iterator[FindResiduals]:
     if backend == "jax":
         with keras.SymbolicScope(), jax_residuals.residuals_finder() as keep:
+            yield keep
+        return
+    if backend == "tensorflow":
+        with keras.SymbolicScope(), tf_residuals.residuals_finder() as keep:
             yield keep
         return
     from pytest_modelbudget.backends.torch.memory.residuals import residuals_finder

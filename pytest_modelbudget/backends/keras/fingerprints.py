@@ -20,6 +20,9 @@ _IRRELEVANT = (
 )
 """What a built layer holds that says nothing of how its call runs."""
 
+_TRACKED = "_self_"
+"""What the names begin with under which TensorFlow notes for checkpoints what an object holds."""
+
 
 def runs_only_keras_code(model: Any) -> bool:
     """Whether all that a model runs is Keras' own code, which follows from what its layers hold."""
@@ -57,7 +60,7 @@ def fingerprint(operation: Any) -> Hashable:
     attributes = [
         (name, _value_fingerprint(name, value, operation))
         for name, value in vars(operation).items()
-        if name not in skipped
+        if name not in skipped and not name.startswith(_TRACKED)
     ]
     if not is_layer:
         return type(operation), tuple(attributes)

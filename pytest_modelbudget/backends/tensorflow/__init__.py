@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pytest_modelbudget.backends import calls
+from pytest_modelbudget.backends import NotRecorded, calls
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, with_input_shapes
 from pytest_modelbudget.backends.costs.tf_graph import operators
 from pytest_modelbudget.backends.dimensions import named_trace, symbols
@@ -22,9 +22,10 @@ from pytest_modelbudget.backends.tensorflow.private import Trackable
 from pytest_modelbudget.backends.tensorflow.saved import SavedModel
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Flops, Input, Summary, TensorSpec
+from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.summary import Flops, Input, Plan, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "summarize"]
 
 FRAMEWORK = "tensorflow"
 
@@ -65,6 +66,32 @@ def summarize(
     return _ModuleSummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 
+def plan(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    recipes: tuple[Recipe, ...],
+    built_here: bool,
+    devices: tuple[str, ...] = (),
+) -> tuple[Plan, ...]:
+    """Plan runs of a module by its own call, traced to a graph; `devices` are of no matter.
+
+    Raises:
+        ModelBudgetError: it has no `__call__` or no declared inputs, a recipe has no meaning here, or the step does not
+            run so.
+        NotRecorded: the model was saved, and has only a signature.
+    """
+    from pytest_modelbudget.backends.tensorflow import module_step  # most runs plan nothing
+
+    if isinstance(model, SavedModel) or _is_loaded(model):
+        raise NotRecorded
+    builder = _ModuleSummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here)
+    arguments, xla = builder.planned_call(inputs)
+    return tuple(module_step.plan(model, name, arguments, recipe, xla=xla) for recipe in recipes)
+
+
 class _ModuleSummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
         self.model = model
@@ -91,6 +118,18 @@ class _ModuleSummaryBuilder:
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in symbols(ports) if symbol in self.sizes),
             notes=tuple(self.notes),
         )
+
+    def planned_call(self, inputs: Inputs | None) -> tuple[graphs.Arguments, bool]:
+        """What the module is called with in a plan, with its variables made, and whether XLA compiles the call.
+
+        Raises:
+            ModelBudgetError: no inputs are declared, or it is not called.
+        """
+        if inputs is None or not callable(self.model):
+            problem = "it has no __call__" if inputs is not None else "no `inputs:` are declared"
+            raise ModelBudgetError(f"{self.name}: a tf.Module is planned by its __call__ at declared inputs: {problem}")
+        graph, _ = self._trace(inputs, self.sizes)  # which makes the variables that a first call makes
+        return graphs.argument_specs(inputs, self.sizes), graphs.has_xla(graph)
 
     def _refuse_lost(self, known_ids: set[object]) -> None:
         """Refuse a module that works with a variable that is none of its own: it would not be counted."""

@@ -24,16 +24,22 @@ def trace_graph(call: Callable[..., Any], arguments: Arguments, *, convert: bool
     """
     flat = tf.nest.flatten(arguments)
     spec_indices = [index for index, value in enumerate(flat) if isinstance(value, tf.TensorSpec)]
-    options = ConversionOptions(recursive=True, user_requested=True)
+    called = converted(call) if convert else call
 
     def run(*tensors: Any) -> Any:
         tensor_at = dict(zip(spec_indices, tensors, strict=True))
         args, kwargs = tf.nest.pack_sequence_as(
             arguments, [tensor_at.get(position, default) for position, default in enumerate(flat)]
         )
-        return converted_call(call, args, kwargs, options=options) if convert else call(*args, **kwargs)
+        return called(*args, **kwargs)
 
     return func_graph_from_py_func("model", run, tuple(flat[index] for index in spec_indices), {})
+
+
+def converted(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` with Python's own branches and loops on tensors written into the graph, as `tf.function` does."""
+    options = ConversionOptions(recursive=True, user_requested=True)
+    return lambda *args, **kwargs: converted_call(call, args, kwargs, options=options)
 
 
 def argument_specs(inputs: Inputs, sizes: Sizes) -> Arguments:
@@ -71,3 +77,11 @@ def flops(operators: Sequence[Operator]) -> Flops:
     """The FLOPs of operators, by the project's rules."""
     count = total(operators)
     return Flops(count.flops, count.uncounted)
+
+
+def has_xla(graph: Any) -> bool:
+    """Whether a function that is called is compiled with XLA: a `tf.function(jit_compile=True)`."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    functions = [function for function in definition.library.function if function.attr["_XlaMustCompile"].b]
+    return bool(functions) or any(node.attr["_XlaMustCompile"].b for node in nodes if "_XlaMustCompile" in node.attr)

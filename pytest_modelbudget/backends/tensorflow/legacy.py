@@ -21,9 +21,10 @@ from pytest_modelbudget.backends.tensorflow.legacy_trace import LegacyTrace, tra
 from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
-from pytest_modelbudget.summary import Summary, TensorSpec
+from pytest_modelbudget.planner import Recipe
+from pytest_modelbudget.summary import Plan, Summary, TensorSpec
 
-__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "summarize"]
+__all__ = ["FRAMEWORK", "abstract", "global_state_restored", "is_class", "owns", "plan", "summarize"]
 
 FRAMEWORK = "tf_keras"
 private = tf_keras_backend()
@@ -80,6 +81,29 @@ def summarize(
         return _LegacySummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here).summary(inputs)
 
 
+def plan(
+    model: object,
+    *,
+    name: str,
+    inputs: Inputs | None,
+    sizes: Mapping[str, int],
+    recipes: tuple[Recipe, ...],
+    built_here: bool,
+    devices: tuple[str, ...] = (),
+) -> tuple[Plan, ...]:
+    """Plan runs of `model` by the step of tf_keras, traced to a graph; `devices` are of no matter.
+
+    Raises:
+        ModelBudgetError: inputs are missing or do not fit, a recipe has no meaning here, or the step does not run so.
+    """
+    from pytest_modelbudget.backends.tensorflow import legacy_step  # most runs plan nothing
+
+    with global_state_restored(), abstract():
+        builder = _LegacySummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here)
+        arguments = builder.built_arguments(inputs)
+        return tuple(legacy_step.plan(model, name, arguments, recipe) for recipe in recipes)
+
+
 class _LegacySummaryBuilder:
     def __init__(self, model: Any, name: str, sizes: Mapping[str, int], built_here: bool) -> None:
         self.model = model
@@ -109,6 +133,16 @@ class _LegacySummaryBuilder:
             sizes=tuple((symbol, self.sizes[symbol]) for symbol in arguments.symbols if symbol in self.sizes),
             notes=(*self.notes, *keras_config.notes(tf_keras, list(self.model._flatten_layers()))),
         )
+
+    def built_arguments(self, inputs: Inputs | None) -> graphs.Arguments:
+        """What the model is called with in a plan, with the model built."""
+        if not self.built_here:
+            self._refuse_unbuilt(f"call the {self._kind} once before, or pass a function that builds it")
+        arguments = self._arguments(inputs, legacy_rows.live_names(self.model))
+        if legacy_rows.unbuilt(self.model) is not None or not self.model.built:
+            self._trace(arguments, self.sizes)
+        self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
+        return arguments.build(lambda name, spec: graphs.tensor_spec(spec, self.sizes))
 
     def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.CallArguments:
         """What the model is called with: its own inputs, or the declared ones where they fit."""

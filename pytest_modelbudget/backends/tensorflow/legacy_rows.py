@@ -81,7 +81,7 @@ class LegacyStructure:
 
     def all_weights(self, model: Any) -> Iterator[tuple[int, str]]:
         """All but those of metrics."""
-        of_metrics = _metric_variables(model)
+        of_metrics = metric_variables(model)
         return ((id(variable), variable.name) for variable in model.weights if id(variable) not in of_metrics)
 
 
@@ -143,7 +143,7 @@ def _input_spec(layer: Any) -> TensorSpec | None:
     return None if layer.output.shape.rank is None else graphs.spec_of(layer.output)
 
 
-def _metric_variables(model: Any) -> set[int]:
+def metric_variables(model: Any) -> set[int]:
     """The variables of metrics, which tf_keras lists with the weights of the model that holds them."""
     layers = list(model._flatten_layers())
     metrics = [layer for layer in layers if isinstance(layer, tf_keras.metrics.Metric)]

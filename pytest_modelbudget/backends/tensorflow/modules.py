@@ -15,7 +15,10 @@ from pytest_modelbudget.summary import Layer, Weight
 
 @dataclass(frozen=True, slots=True)
 class HeldVariable:
-    """A variable where it was found: the path and type of its holder, its name there, and who it is."""
+    """A variable where it was found: the path and type of its holder, its name there, and who it is.
+
+    `variable` is TensorFlow's own, None for one that is only described or has no memory yet.
+    """
 
     path: str
     type: str
@@ -24,6 +27,7 @@ class HeldVariable:
     shape: tuple[int | None, ...] | None
     dtype: str
     trainable: bool
+    variable: Any = None
 
 
 def rows(variables: Iterable[HeldVariable], model: str, root: str) -> tuple[Layer, ...]:
@@ -144,7 +148,7 @@ def _is_layer(value: Any) -> bool:
 
 def _held(path: str, kind: str, name: str, variable: Any) -> HeldVariable:
     shape = None if variable.shape.rank is None else tuple(variable.shape.as_list())
-    return HeldVariable(path, kind, name, id(variable), shape, variable.dtype.name, bool(variable.trainable))
+    return HeldVariable(path, kind, name, id(variable), shape, variable.dtype.name, bool(variable.trainable), variable)
 
 
 def _variables_of_layer(layer: Any, path: str) -> Iterator[HeldVariable]:
@@ -160,8 +164,8 @@ def _variables_of_layer(layer: Any, path: str) -> Iterator[HeldVariable]:
         name = getattr(variable, "path", variable.name).partition(":")[0]
         name = f"/{name}".rpartition(f"/{layer.name}/")[2].lstrip("/")  # without the scope that the call was in
         dtype = getattr(variable.dtype, "name", variable.dtype)
-        value = getattr(variable, "_value", None)  # what a Keras 3 variable wraps, None for one without memory
-        identity = id(variable if value is None else value)
+        value = getattr(variable, "_value", variable)  # what a Keras 3 variable wraps, None for one without memory
+        identity, shape = id(variable if value is None else value), tuple(variable.shape)
         yield HeldVariable(
-            path, type(layer).__name__, name, identity, tuple(variable.shape), str(dtype), id(variable) in trainable
+            path, type(layer).__name__, name, identity, shape, str(dtype), id(variable) in trainable, value
         )

@@ -31,6 +31,7 @@ __all__ = [
     "converted_call",
     "func_graph_from_py_func",
     "tf_keras_backend",
+    "tf_keras_losses_container",
 ]
 
 Trackable: Any = tf.__internal__.tracking.AutoTrackable
@@ -49,3 +50,16 @@ def tf_keras_backend() -> ModuleType:
         raise FrameworkMissing("tf_keras", f"this tf_keras lacks what is needed: {error}") from error
     module: ModuleType = backend
     return module
+
+
+def tf_keras_losses_container() -> Any:
+    """The class that computes the losses that a model of tf_keras is compiled with; its first use makes metrics in it.
+
+    Raises:
+        FrameworkMissing: this release is laid out otherwise.
+    """
+    try:
+        from tf_keras.src.engine.compile_utils import LossesContainer
+    except ImportError as error:
+        raise FrameworkMissing("tf_keras", f"this tf_keras lacks what is needed: {error}") from error
+    return LossesContainer

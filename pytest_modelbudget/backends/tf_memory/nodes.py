@@ -13,6 +13,10 @@ LOOPS = frozenset(["While", "StatelessWhile"])
 BRANCHES = frozenset(["If", "StatelessIf", "Case", "StatelessCase"])
 
 
+_NUMBERS = {("FusedBatchNormV3", 5), ("_FusedBatchNormEx", 5)}
+"""Outputs of kernels whose sizes TensorFlow does not tell, which are one number on a CPU (`FusedBatchNormOpBase`)."""
+
+
 @dataclass(slots=True)
 class Node:
     """An operator that runs: the tensors that it reads and makes, by name, and what has to run before it besides."""
@@ -54,6 +58,8 @@ def bytes_of(tensor: Any) -> int | None:
     shape = tensor.shape
     if not tensor.dtype.size:  # handles of variables and lists, and strings
         return 0
+    if (tensor.op.type, tensor.value_index) in _NUMBERS:
+        return int(tensor.dtype.size)
     if shape.rank is None or None in (sizes := shape.as_list()):
         return None
     return int(prod(sizes)) * int(tensor.dtype.size)

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function
-from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, LOOPS
+from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, CALLS, LOOPS
 
 _DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"
 _CPU_MEMORY = 256 << 20
@@ -51,7 +51,7 @@ def optimized(graph: Any) -> FunctionGraph:
         if node.op in BRANCHES and _OPENED in node.attr:
             node.attr[_OPENED].b = False
     meta.collection_def["train_op"].node_list.value.extend(dict.fromkeys([*returned, *control]))
-    if any(node.op in LOOPS for node in meta.graph_def.node):
+    if any(node.op in LOOPS or node.op in CALLS for node in meta.graph_def.node):
         meta.graph_def.CopyFrom(_with_open_loops(meta))
     return _imported(_optimize(meta), graph, returned, control)
 
@@ -211,18 +211,18 @@ def _restore_shapes(made: Any, traced: Any) -> None:
         before = traced_ops.find(traced, op.name)
         if before is not None and (before.type == op.type or op.type.startswith("_Fused")):
             for tensor, tensor_before in zip(op.outputs, before.outputs, strict=False):
-                if not tensor.shape.is_fully_defined():
+                if not tensor.shape.is_fully_defined() and tensor.shape.is_compatible_with(tensor_before.shape):
                     tensor.set_shape(tensor_before.shape)
 
 
 class _OpsByName:
-    """Finds operators of traced graphs by the names that they have where loops are opened."""
+    """Finds operators of traced graphs by the names that they have where loops and calls are opened."""
 
     def __init__(self) -> None:
         self._ops: dict[int, dict[str, Any]] = {}
 
     def find(self, graph: Any, name: str) -> Any | None:
-        """The operator `name` of `graph`, or of the body of a loop in it: `LOOP/body/_NUMBER/NAME`."""
+        """The operator `name` of `graph`, or of what it calls: `LOOP/body/_NUMBER/NAME`, `CALL/NAME`."""
         if id(graph) not in self._ops:
             self._ops[id(graph)] = {op.name: op for op in graph.get_operations()}
         ops = self._ops[id(graph)]
@@ -234,4 +234,9 @@ class _OpsByName:
                 function = called_function(graph, loop.get_attr(inside["part"]).name, loop.inputs)
                 if function is not None:
                     return self.find(function.graph, name[inside.end() :])
+        for slash in re.finditer("/", name):
+            call = ops.get(name[: slash.start()])
+            if call is not None and call.type in CALLS:
+                function = called_function(graph, call.get_attr("f").name, call.inputs)
+                return None if function is None else self.find(function.graph, name[slash.end() :])
         return None

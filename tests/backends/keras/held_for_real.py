@@ -3,7 +3,8 @@
 Cases can be named.
 
 On torch, tensors that autograd saved and still holds; on jax, the arrays in what `jax.vjp` gave back, without single
-numbers and copies of variables or inputs.
+numbers and copies of variables or inputs; on tensorflow, the tensors that a real call of a `tf.function` gives to its own
+backward function, of which TensorFlow's `extract_sub_graph` leaves what gradients of variables need, without constants.
 """
 
 from __future__ import annotations
@@ -76,6 +77,38 @@ def on_jax(model: Any, arrays: list[Any]) -> int:
         if one.ndim and not any(np.array_equal(one, other) for other in outside)
     }
     return sum(held.values())
+
+
+def on_tensorflow(model: Any, arrays: list[Any]) -> int | None:
+    import tensorflow as tf
+
+    inputs = [tf.constant(one) for one in arrays]
+    call = tf.function(lambda *x: model(x[0] if len(x) == 1 else list(x), training=True))
+    function = call.get_concrete_function(*inputs)
+    if any(op.type == "While" for op in function.graph.get_operations()):
+        return None  # its lists are handed over as one
+    count = len(function.graph.outputs)
+    forward, backward = function._delayed_rewrite_functions.forward_backward()
+    made = forward.call_flat(*inputs, *function.captured_inputs)[count:]
+    gradients = [one for one in backward.graph.outputs if one.shape not in [given.shape for given in inputs]]
+    definition = backward.graph.as_graph_def()
+    for node in definition.node:
+        if node.op in ("Shape", "ShapeN"):  # known before anything runs
+            del node.input[:]
+    pruned = tf.compat.v1.graph_util.extract_sub_graph(definition, [one.op.name for one in gradients])
+    needed = {node.name for node in pruned.node}
+    names = {outer.name for outer, inner in backward.graph.captures if inner.op.name in needed}
+    outside = {_pointer(one) for one in [*inputs, *(each.value.read_value() for each in model.variables)]}
+    held = {
+        _pointer(tensor): int(np.prod(tensor.shape)) * tensor.dtype.size
+        for symbolic, tensor in zip(function.graph.outputs[count:], made, strict=True)
+        if symbolic.name in names and tf.get_static_value(symbolic) is None
+    }
+    return sum(size for pointer, size in held.items() if pointer not in outside)
+
+
+def _pointer(tensor: Any) -> int:
+    return int(tensor._numpy_internal().__array_interface__["data"][0])
 
 
 def chain(*layers: Any, shape: tuple[int, ...] = (16,)) -> Any:
@@ -183,7 +216,7 @@ def said(build: Callable[[], Any]) -> Any:
 
 
 def main() -> None:
-    real = {"torch": on_torch, "jax": on_jax}[keras.backend.backend()]
+    real = {"torch": on_torch, "jax": on_jax, "tensorflow": on_tensorflow}[keras.backend.backend()]
     by_calls = activations._call_by_call
     found = {}
     for name, build in CASES.items():

@@ -15,10 +15,19 @@ import keras
 import pytest
 from keras import layers as L
 
+from pytest_modelbudget import ModelEntry
+from pytest_modelbudget.engine.run import summarize_entry
+
 SCRIPT = Path(__file__).with_name("held_for_real.py")
 FLOAT = 4
-NOT_BY_CALLS = {"torch": {"recurrent with a mask", "own call"}, "jax": {"gradient stopped", "own call"}}
+NOT_BY_CALLS = {
+    "torch": {"recurrent with a mask", "own call"},
+    "jax": {"gradient stopped", "own call"},
+    "tensorflow": {"gradient stopped", "own call"},
+}
 """Models that run as one call, so that the shares of their layers are not known."""
+LOOPS = {"recurrent", "recurrent with a mask", "bidirectional"}
+"""Models whose layers are loops on TensorFlow, of which is not known what their rounds keep."""
 
 
 @functools.cache
@@ -36,6 +45,7 @@ def found(on: str, *names: str) -> dict[str, dict[str, Any]]:
     [
         pytest.param("torch", (), id="torch", marks=pytest.mark.slow),
         pytest.param("jax", (), id="jax", marks=pytest.mark.slow),
+        pytest.param("tensorflow", (), id="tensorflow", marks=pytest.mark.slow),
     ],
 )
 def test_as_many_bytes_as_a_real_step_holds(on: str, names: tuple[str, ...]) -> None:
@@ -48,6 +58,10 @@ def test_as_many_bytes_as_a_real_step_holds(on: str, names: tuple[str, ...]) -> 
     assert all(one["untouched"] for one in results.values())
     assert results["dense"]["real"] > 0
     for name, one in results.items():
+        if on == "tensorflow" and name in LOOPS:
+            assert one["said"] is None
+            assert any("what the rounds of the loop" in note for note in one["notes"])
+            continue
         assert one["rows"] == (None if name in NOT_BY_CALLS[on] else one["real"]), name
         assert any(note.startswith("activation_bytes: as ") for note in one["notes"])
 
@@ -58,10 +72,25 @@ def test_by_hand_on_torch() -> None:
     assert found("torch", "dense", "residual", "own call")["dense"]["real"] == 3 * 8 * FLOAT
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends know it")
-def test_tensorflow_says_that_it_is_not_known(summarize: Any) -> None:
-    """Nothing is shown as 0, and a note gives the reason."""
-    summary = summarize(lambda: keras.Sequential([keras.Input((4,)), L.Dense(2)]))
-    assert summary.activation_bytes is None
-    assert [row.activation_bytes for row in summary.layers] == [None] * len(summary.layers)
-    assert "activation_bytes is not known: what tensorflow keeps for the backward pass is not followed" in summary.notes
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends count it unasked")
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [
+        pytest.param({"budgets": {"activation_bytes": "1 MiB"}}, [3 * 8 * FLOAT, 0, 3 * 8, 0], id="by a limit"),
+        pytest.param({"training": {"batch": 3}}, [3 * 8 * FLOAT, 0, 3 * 8, 0], id="by a recipe"),
+        pytest.param({"budgets": {"params": "1k"}}, [None] * 4, id="not at all"),
+    ],
+)
+def test_on_tensorflow_it_is_counted_where_it_is_asked_for(asked: dict[str, Any], held: list[int | None]) -> None:
+    """By hand: what ReLU gives, and a mask of one byte; a view and what only sums its gradient keep nothing."""
+
+    def build() -> Any:
+        return keras.Sequential(
+            [keras.Input((4,)), L.Dense(8, activation="relu"), L.Reshape((2, 4)), L.Dropout(0.5), L.Flatten()]
+        )
+
+    summary = summarize_entry(ModelEntry("small", build, batch=3, **asked))
+    assert [row.activation_bytes for row in summary.layers] == held
+    assert summary.activation_bytes == (None if None in held else 3 * 8 * (FLOAT + 1))
+    [note] = [note for note in summary.notes if note.startswith("activation_bytes")]
+    assert ("not known" in note) == (None in held)

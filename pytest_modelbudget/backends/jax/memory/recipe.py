@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
@@ -16,7 +16,7 @@ from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
-from pytest_modelbudget.planner.recipe import ASSUMED, refuse_language_loss
+from pytest_modelbudget.planner.recipe import refuse_keys
 from pytest_modelbudget.planner.references import imported
 
 OPTAX_NAMES = (
@@ -53,14 +53,8 @@ def refuse_unplanned(recipe: Recipe) -> None:
     Raises:
         ModelBudgetError: with the key, and what to do instead.
     """
-    default, kind = type(recipe)(), "training" if isinstance(recipe, Training) else "inference"
-    for key in (field.name for field in fields(recipe)):
-        value = getattr(recipe, key)
-        if key not in _PLANNED and value not in (getattr(default, key), ASSUMED.get(key)):
-            raise ModelBudgetError(
-                f"{kind}.{key}: {value} is not planned for JAX models: {_CURES.get(key, 'it is for torch models')}"
-            )
-    refuse_language_loss(recipe, "JAX")
+    refuse_keys(recipe, "JAX", _PLANNED, _CURES)
+    kind = "training" if isinstance(recipe, Training) else "inference"
     if recipe.compile == "none":
         raise ModelBudgetError(f"{kind}.compile: JAX compiles what it runs with XLA: leave it out, or write xla")
     if recipe.precision not in ("fp32", *_CASTS):

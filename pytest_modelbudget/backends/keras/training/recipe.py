@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import keras
 from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
-from pytest_modelbudget.planner.recipe import ASSUMED, refuse_language_loss
+from pytest_modelbudget.planner.recipe import refuse_keys
 from pytest_modelbudget.planner.references import imported
 
 OPTIMIZER_CLASSES = {
@@ -80,14 +80,7 @@ def refuse_unplanned(recipe: Recipe) -> None:
     Raises:
         ModelBudgetError: with the key, and what to do instead.
     """
-    default = type(recipe)()
-    for key in (field.name for field in fields(recipe)):
-        value = getattr(recipe, key)
-        if key not in _PLANNED and value not in (getattr(default, key), ASSUMED.get(key)):
-            kind = "training" if isinstance(recipe, Training) else "inference"
-            cure = _CURES.get(key, "it is for torch models")
-            raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")
-    refuse_language_loss(recipe, "Keras")
+    refuse_keys(recipe, "Keras", _PLANNED, _CURES)
     backend = keras.backend.backend()
     if backend == "jax":
         _refuse_on_jax(recipe)

@@ -27,9 +27,9 @@ from pytest_modelbudget.backends.keras.training.recipe import (
     with_precision,
 )
 from pytest_modelbudget.backends.keras.training.traced import TracedStep, tracing_explained
-from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.tf_memory.liveness import graph_memory
 from pytest_modelbudget.backends.tf_memory.plans import plan_of_graph
+from pytest_modelbudget.backends.tf_memory.scopes import LayerScopes, PhaseMarks, path_of_layers
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import InitialStorage, Recipe, Training
 from pytest_modelbudget.summary import Plan, Role
@@ -76,18 +76,18 @@ def _without_memory(model: Any) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Step(TracedStep):
-    """One step; `marks` says how many operators its graph had when a part of it was over."""
+    """One step; `phases` says when each part of it was over."""
 
-    marks: list[tuple[Phase, int]] = field(default_factory=list)
+    phases: PhaseMarks = field(default_factory=PhaseMarks)
     optimizer: Any = None
     targets: Any = None
     target_tensors: list[Any] = field(default_factory=list)
     """Inputs of the graph beside those of the model."""
     inputs: list[Any] = field(default_factory=list)
-    scopes: _LayerScopes = field(init=False)
+    scopes: LayerScopes = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scopes = _LayerScopes(self.model)
+        self.scopes = _layer_scopes(self.model)
 
     def graph(self) -> Any:
         """The graph of the step."""
@@ -117,14 +117,8 @@ class _Step(TracedStep):
 
     def locator(self, graph: Any) -> Callable[[str], tuple[str, Phase]]:
         """What tells of the name of an operator which layer made it, in which part of the step."""
-        phases: dict[str, Phase] = {}
-        marks = iter(self.marks)
-        phase, end = next(marks, ("forward", 0))
-        for index, op in enumerate(graph.get_operations()):
-            while index >= end and (following := next(marks, None)) is not None:
-                phase, end = following
-            phases[op.name] = phase
-        return lambda name: (self.scopes.path_of(name), _by_prefix(phases, name))
+        phase_of = self.phases.of(graph)
+        return lambda name: (self.scopes.path_of(name), phase_of(name))
 
     def _specs(self) -> list[Any]:
         tf = tensorflow_names.tensorflow()
@@ -142,7 +136,7 @@ class _Step(TracedStep):
 
     def _infer(self, *tensors: Any) -> Any:
         outputs = self._call(tensors, training=False)
-        self._mark("forward")
+        self.phases.mark("forward")
         return outputs
 
     def _train(self, *tensors: Any) -> Any:
@@ -153,7 +147,7 @@ class _Step(TracedStep):
         with tf.GradientTape() as tape:
             self.doing = "forward pass of the training step"
             outputs = self._call(tensors, training=True)
-            self._mark("forward")
+            self.phases.mark("forward")
             self.doing = "loss"
             self.targets = targets_of(self.model, self.recipe, outputs)
             targets = None if self.targets is None else keras.tree.map_structure(self._target_tensor, self.targets)
@@ -161,15 +155,15 @@ class _Step(TracedStep):
             if not isinstance(loss, list):
                 tracker.update_state(loss, sample_weight=tf.shape(tensors[0])[0])
             scaled = loss if self.optimizer is None or isinstance(loss, list) else self.optimizer.scale_loss(loss)
-            self._mark("loss")
+            self.phases.mark("loss")
         self.doing = "backward pass"
         gradients = tape.gradient(scaled, [variable.value for variable in trained])
-        self._mark("backward")
+        self.phases.mark("backward")
         self.doing = "step of the optimizer"
         if self.optimizer is None:
             return loss, [gradient for gradient in gradients if gradient is not None]
         self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
-        self._mark("optimizer")
+        self.phases.mark("optimizer")
         return loss if isinstance(loss, list) else tracker.result()
 
     def _target_tensor(self, target: Target | None) -> Any:
@@ -180,63 +174,14 @@ class _Step(TracedStep):
         self.target_tensors.append(placeholder(target.dtype, target.shape, name="target"))
         return self.target_tensors[-1]
 
-    def _mark(self, phase: Phase) -> None:
-        graph = tensorflow_names.tensorflow().compat.v1.get_default_graph()
-        self.marks.append((phase, len(graph.get_operations())))
 
+def _layer_scopes(model: Any) -> LayerScopes:
+    names = {**{id(layer): str(layer.name) for layer in walk.all_layers(model)}, **labels.live_labels(model)}
 
-class _LayerScopes:
-    """Which layer the scope of an operator belongs to: `model/dense_1/MatMul`, `gradient_tape/model/dense_1/MatMul`."""
+    def name(layer: Any) -> str:
+        return names.get(id(layer), str(layer.name))
 
-    def __init__(self, model: Any) -> None:
-        layers = list(walk.all_layers(model))
-        self._labels = {**{id(layer): str(layer.name) for layer in layers}, **labels.live_labels(model)}
-        self._model = model
-        self._inside: list[Any] = []
-        self._paths: dict[str, str] = {}
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Inside, the operators that calls of layers make are noted."""
-        original = keras.layers.Layer.__call__
-
-        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            graph = tensorflow_names.tensorflow().compat.v1.get_default_graph()
-            first = len(graph.get_operations())
-            self._inside.append(layer)
-            try:
-                return original(layer, *args, **kwargs)
-            finally:
-                for op in graph.get_operations()[first:]:
-                    self._paths.setdefault(op.name.rpartition("/")[0], self._path())
-                self._inside.pop()
-
-        with patched(keras.layers.Layer, "__call__", call):
-            yield
-
-    def _path(self) -> str:
-        """The row of the innermost layer: a layer of a model, or of a model in it."""
-        path: list[str] = []
-        for layer in self._inside:
-            if layer is not self._model:
-                path.append(self._labels.get(id(layer), str(layer.name)))
-                if not isinstance(layer, keras.Model):
-                    break
-        return "/".join(path)
-
-    def path_of(self, name: str) -> str:
-        """The path of the layer that made an operator, or of whose operator it is the gradient; empty for none."""
-        scope = name.removeprefix("gradient_tape/")
-        while scope and scope not in self._paths:
-            scope = scope.rpartition("/")[0]
-        return self._paths.get(scope, "")
-
-
-def _by_prefix(phases: Mapping[str, Phase], name: str) -> Phase:
-    """The part of the step of an operator, of one in a called function that of the call."""
-    while name not in phases and "/" in name:
-        name = name.rpartition("/")[0]
-    return phases.get(name, "")
+    return LayerScopes(keras.layers.Layer, lambda inside: path_of_layers(inside, model, name, keras.Model))
 
 
 def _flat_targets(targets: Any) -> list[Target]:
