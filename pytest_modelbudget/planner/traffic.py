@@ -11,8 +11,9 @@ Storages are plain numbers here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pytest_modelbudget.summary.plan import Phase
@@ -81,6 +82,8 @@ class Traffic:
         self._handed_on: dict[int, int] = {}
         self._left: dict[int, int] = {}
         self._updated: set[int] = set()
+        self._copies: list[Work] = []
+        self._copied_passes = 0
 
     def product(self, work: Work, operands: Operands, results: Operands) -> None:
         """An operator with FLOPs: it reads what its operands are made of, and its results are new sources."""
@@ -163,14 +166,38 @@ class Traffic:
                 needed[source] = max(needed.get(source, 0), before + taken)
         return total
 
+    @contextmanager
+    def repeated(self, times: int) -> Iterator[None]:
+        """The passes that run inside run so many times; only the last time they leave something to what comes after."""
+        first_work, first_source = len(self._work), len(self._maker)
+        yield
+        if times < 2:
+            return
+        copies = {id(work): replace(work) for work in self._work[first_work:]}
+        for maker, left, handed_on in self._left_by_makers(first_source):
+            copies[id(maker)].written += left
+            copies[id(maker)].handed_on += handed_on
+        for _ in range(1, times):
+            self._copies += (replace(work, pass_number=self._copied(work.pass_number)) for work in copies.values())
+            self._copied_passes += self._pass
+
+    def _copied(self, pass_number: int) -> int:
+        """A number that no other pass has."""
+        return -(self._copied_passes + pass_number)
+
     def finished(self) -> tuple[Work, ...]:
         """The work of the run, what each product had to leave with it; to be called once, at the end."""
-        for source, maker in enumerate(self._maker):
-            if maker is not None:
+        for maker, left, handed_on in self._left_by_makers(0):
+            maker.written += left
+            maker.handed_on += handed_on
+        return (*self._work, *self._copies)
+
+    def _left_by_makers(self, first: int) -> Iterator[tuple[Work, int, int]]:
+        """The bytes of each source from the `first` on that its maker left to later passes, and to its own."""
+        for source in range(first, len(self._maker)):
+            if (maker := self._maker[source]) is not None:
                 left = self._left.get(source, 0)
-                maker.written += left
-                maker.handed_on += max(0, self._handed_on.get(source, 0) - left)
-        return tuple(self._work)
+                yield maker, left, max(0, self._handed_on.get(source, 0) - left)
 
 
 def _latest(sources: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

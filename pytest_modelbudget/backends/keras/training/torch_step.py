@@ -101,9 +101,9 @@ class KerasStep(StepRecording):
             optimizer, targets = optimizer_of(recipe, self.compiled), None
             for variable in optimizer.variables if optimizer is not None else ():
                 recorder.hold(private.value_of(variable), "optimizer")
-            for _ in range(STEPS):
+            for step in range(STEPS):
                 gc.collect()  # calls on lists of tensors leave cycles behind, which hold what layers were called with
-                recorder.begin_step()
+                recorder.begin_step(step == STEPS - 1)
                 targets = self._step(recipe, call, recorder, kernels, optimizer, targets)
             return optimizer, targets
 

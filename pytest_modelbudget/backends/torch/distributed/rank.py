@@ -161,6 +161,14 @@ class _RankRecorder(Recorder):
                 for bucket in args[0]:
                     self.set_role(bucket, "gathered")
 
+    @contextmanager
+    def standing_for(self, times: int) -> Iterator[None]:
+        """See `Recorder`: what they send is added up, too."""
+        start = len(self._sent)
+        with super().standing_for(times):
+            yield
+        self._sent += self._sent[start:] * (times - 1)
+
     def resized(self, storage: torch.UntypedStorage, size: int) -> None:
         """The memory of `storage` is let go of, or is made anew."""
         key = int(storage._cdata)

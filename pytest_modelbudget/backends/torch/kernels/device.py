@@ -42,6 +42,7 @@ _GUESSED_VALUES = {
     torch.Tensor.__int__: 1,
     torch.Tensor.__bool__: True,
 }
+_SCALARS = frozenset({int, float, bool, str, type(None), torch.dtype})
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -137,6 +138,16 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
             return func(*args, **kwargs)
 
     def _cast_all(self, dtype: torch.dtype, values: Any) -> Any:
+        """`values` with its tensors converted; tuples, lists and mappings without the registry, which is slow."""
+        kind = type(values)
+        if kind in (tuple, list):
+            return kind([self._cast_all(dtype, value) for value in values])
+        if kind is dict:
+            return {key: self._cast_all(dtype, value) for key, value in values.items()}
+        if isinstance(values, torch.Tensor):
+            return self._convert(values, dtype)
+        if kind in _SCALARS:
+            return values
         return tree_map_only(torch.Tensor, lambda tensor: self._convert(tensor, dtype), values)
 
     def _convert(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

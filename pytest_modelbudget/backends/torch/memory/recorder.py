@@ -29,7 +29,7 @@ from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.model.modules import nodes, part_ids, unwrap
 from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors_in
-from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
+from pytest_modelbudget.backends.torch.model.pytree import TENSORS, storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import plain_parts
 from pytest_modelbudget.backends.torch.trace.observer import Observer
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
@@ -65,7 +65,7 @@ class Recorder(Observer):
         self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], StorageWeakRef]] = {}
         self._maybe_freed: list[int] = []
         self._made_by: dict[int, str] = {}
-        self._work = WorkRecorder(self._numbers.get)
+        self._work: WorkRecorder | None = WorkRecorder(self._numbers.get)
         for parameter in (*model.parameters(), *packed_tensors_in(list(model.modules()))):
             self.hold(parameter, "param")
         for buffer in model.buffers():
@@ -75,11 +75,17 @@ class Recorder(Observer):
         """An input is held before the pass."""
         self.hold(tensor, "input")
 
-    def begin_step(self) -> None:
-        """A step of the training begins: with what comes next."""
+    def begin_step(self, is_measured: bool = True) -> None:
+        """A step of the training begins: with what comes next. Only the work of one that is measured is noted."""
         self._flush()
         self._steps.append(len(self._events))
-        self.begin_work()
+        self._work = WorkRecorder(self._numbers.get) if is_measured else None
+
+    @contextmanager
+    def standing_for(self, times: int) -> Iterator[None]:
+        """What runs inside stands for so many such runs: their work is added up, their memory is the same each time."""
+        with self._work.repeated(times) if self._work is not None else nullcontext():
+            yield
 
     def begin_work(self) -> None:
         """The work of what comes next is that of the run, and what is there now was there before."""
@@ -124,7 +130,8 @@ class Recorder(Observer):
         allocated = tuple(change for tensor in results for change in self._new_storages(tensor))
         if self.phase == "backward" and len(allocated) == 1 and _may_be_in_place(cost.name, operands):
             self._maybe_in_place(allocated[0], operands)
-        self._work.note(cost, path, self.phase, operands, results, (args, kwargs, out))
+        if self._work is not None:
+            self._work.note(cost, path, self.phase, operands, results, (args, kwargs, out))
         workspace_bytes = workspace(cost.name, args, out, self.cpu)
         self._events.append(
             MemoryEvent(self.kernel or cost.name, path, self.phase, allocated, self._take_freed(), workspace_bytes)
@@ -135,11 +142,15 @@ class Recorder(Observer):
         if self.phase == "backward" and not self.stack:
             node = torch._C._current_autograd_node()
             return self._made_by.get(node._sequence_nr(), "") if node is not None else ""
-        path = self._paths.get(id(unwrap(self.stack[-1])), "") if self.stack else ""
+        path = self._path_of(self.stack[-1]) if self.stack else ""
         # A node takes its number before its operator runs; the first operator to see the number is the node's own.
         if self.phase != "backward":
             self._made_by.setdefault(torch.autograd._get_sequence_nr() - 1, path)
         return path
+
+    def _path_of(self, module: nn.Module) -> str:
+        path = self._paths.get(id(module))
+        return self._paths.get(id(unwrap(module)), "") if path is None else path
 
     def _maybe_in_place(self, allocation: tuple[int, int], operands: list[torch.Tensor]) -> None:
         """Autograd adds a gradient to the first one in place when nobody else holds that: `can_accumulate_inplace`.
@@ -190,6 +201,8 @@ class Recorder(Observer):
 
     def hold(self, tensor: torch.Tensor, role: Role) -> None:
         """`tensor` was there before, and is for `role`, unless it is known already."""
+        if type(tensor) in TENSORS and storage_key(tensor) in self._numbers:  # most are: this is asked of all operands
+            return
         for part in plain_parts(local_part(tensor)):
             self._hold(part, role)
 
@@ -243,8 +256,8 @@ class Recorder(Observer):
             dict(self._roles),
             tuple(self._steps) or (0,),
             owners=dict(self._owner_names),
-            work=self._work.finished(),
-            uncounted=dict(self._work.uncounted),
+            work=self._work.finished() if self._work is not None else None,
+            uncounted=dict(self._work.uncounted) if self._work is not None else {},
         )
 
 
@@ -265,4 +278,5 @@ def _with_sums_in_place(events: list[MemoryEvent], sums: Mapping[int, tuple[int,
             number, replaced = sums[index]
             renumbered[number] = renumbered.pop(replaced, replaced)
             allocated = ()
-        yield replace(event, made=allocated, freed=freed)
+        changed = allocated != event.made or freed != event.freed
+        yield replace(event, made=allocated, freed=freed) if changed else event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pytest_modelbudget.backends.torch.costs.least import least_flops
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.meta.collectives import COLLECTIVE_NAMESPACES
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
-from pytest_modelbudget.backends.torch.model.pytree import dtype_name, storage_key, tensors
+from pytest_modelbudget.backends.torch.model.pytree import TENSORS, dtype_name, storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import plain_parts
 from pytest_modelbudget.planner.traffic import Operand, Traffic, Work
 from pytest_modelbudget.summary import Phase
@@ -38,6 +39,15 @@ class WorkRecorder:
         self._convolutions = ComplexConvolutions()
         self._traffic = Traffic()
         self.uncounted: dict[str, int] = {}
+
+    @contextmanager
+    def repeated(self, times: int) -> Iterator[None]:
+        """What is noted inside happens so many times."""
+        uncounted = dict(self.uncounted)
+        with self._traffic.repeated(times):
+            yield
+        for name, calls in self.uncounted.items():
+            self.uncounted[name] = calls + (times - 1) * (calls - uncounted.get(name, 0))
 
     def finished(self) -> tuple[Work, ...]:
         """What was noted; to be called once, at the end."""
@@ -93,16 +103,21 @@ class WorkRecorder:
         return [Operand(part.storage, part.size // experts.get(part.size, 1), part.whole) for part in parts]
 
     def _parts(self, values: Sequence[torch.Tensor]) -> list[Operand]:
-        return list(self._operands(values))
-
-    def _operands(self, values: Iterable[torch.Tensor]) -> Iterator[Operand]:
+        operands = []
         for value in values:
-            for tensor in plain_parts(local_part(value)):
-                key = storage_key(tensor)
-                number = self._number_of(key) if key >= 0 else None
-                if number is not None:
-                    whole = tensor.untyped_storage().nbytes()
-                    yield Operand(number, min(tensor.numel() * tensor.element_size(), whole), whole)
+            if type(value) in TENSORS and (operand := self._operand(value)) is not None:  # the common case, at once
+                operands.append(operand)
+            else:
+                operands += [part for tensor in plain_parts(local_part(value)) if (part := self._operand(tensor))]
+        return operands
+
+    def _operand(self, tensor: torch.Tensor) -> Operand | None:
+        key = storage_key(tensor)
+        number = self._number_of(key) if key >= 0 else None
+        if number is None:
+            return None
+        whole = tensor.untyped_storage().nbytes()
+        return Operand(number, min(tensor.numel() * tensor.element_size(), whole), whole)
 
 
 def fastest_dtype(operands: Iterable[torch.Tensor]) -> str:

@@ -13,7 +13,8 @@ from pytest_modelbudget.summary import TensorSpec
 
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
-_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+"""The classes of nearly all tensors."""
 
 
 lies_on_meta: Callable[[torch.Tensor], bool] = torch._C.TensorBase.is_meta.__get__
@@ -31,12 +32,12 @@ def _collect(value: Any, collected: list[torch.Tensor], depth: int) -> None:
     kind = type(value)
     if kind in _PLAIN or depth > 16:  # deeper is a structure that holds itself
         return
-    if kind in _TENSORS or isinstance(value, torch.Tensor):
+    if kind in TENSORS or isinstance(value, torch.Tensor):
         collected.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
             kind = type(item)  # the common cases without a call: this is asked for every operator
-            if kind in _TENSORS:
+            if kind in TENSORS:
                 collected.append(item)
             elif kind not in _PLAIN and not (kind is list and _PLAIN.issuperset(map(type, item))):
                 _collect(item, collected, depth + 1)

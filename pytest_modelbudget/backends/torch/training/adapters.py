@@ -135,7 +135,8 @@ def _dora(layer: LinearLayer, input: torch.Tensor, base_result: torch.Tensor | N
 def _product_of_pair(layer: LinearLayer) -> torch.Tensor:
     """The pair as one matrix (out, in), made as the layers themselves make it."""
     first = layer.module.lora_A
-    identity = torch.eye(layer.in_features, device=first.weight.device, dtype=first.weight.dtype)
+    size = layer.in_features, layer.in_features
+    identity = torch.empty(size, device=first.weight.device, dtype=first.weight.dtype)  # torch.eye, which is slow here
     product: torch.Tensor = layer.module.lora_B(first(identity)).T
     return product
 

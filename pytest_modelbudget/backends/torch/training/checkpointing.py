@@ -58,8 +58,19 @@ def checkpointed(model: nn.Module, written: Any, around: RecomputeContext) -> It
         every = int(options.get("every", 1))
         wrap = _wrapper(options.get("save"), around)
         blocks = _blocks_to_recompute(model, every)
-        with all_patched([(block, "forward", wrap(block.forward)) for block in blocks]):
+        without_cache = [(config, "use_cache", False) for config in _configs_with_cache(model)]
+        with all_patched([*without_cache, *((block, "forward", wrap(block.forward)) for block in blocks)]):
             yield
+
+
+def _configs_with_cache(model: nn.Module) -> list[Any]:
+    """Configurations by which a model makes a cache of keys and values that it was not asked for.
+
+    A block that is run again would put its keys and values there a second time: transformers makes none where it
+    recomputes (`GradientCheckpointingLayer`).
+    """
+    configs = {id(config): config for module in all_modules(model) if (config := getattr(module, "config", None))}
+    return [config for config in configs.values() if getattr(config, "use_cache", False) is True]
 
 
 def _wrapper(save: Any, around: RecomputeContext) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

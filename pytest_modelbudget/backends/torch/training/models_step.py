@@ -65,8 +65,8 @@ class ModelsStep(StepRecording):
         function, optimizers = imported(recipe.steps, "steps"), self._optimizers(recipe)
         arguments = _with_optimizers(function, optimizers)
         with self._phases_seen(recorder, kernels):
-            for _ in range(STEPS):
-                recorder.begin_step()
+            for step in range(STEPS):
+                recorder.begin_step(step == STEPS - 1)
                 self.doing, recorder.phase = "step", "forward"
                 with kernels.autocast(MIXED.get(recipe.precision)):
                     function(self.model, *call.args, **call.kwargs, **arguments)

@@ -248,23 +248,26 @@ class StepRecording:
         for step in range(STEPS):
             if step:
                 gc.collect(0)  # frames of what torch imports at its first operators hold what these were called with
-            recorder.begin_step()
+            is_measured = step == STEPS - 1
+            recorder.begin_step(is_measured)
             if recipe.zero_grad == "before":
                 drop_gradients(params)
-            for number in range(recipe.gradient_accumulation):
+            passes = recorded_passes(recipe) if is_measured else (1,)
+            for number, times in enumerate(passes):
                 if recipe.no_sync:
-                    exchange_gradients(self.model, number == recipe.gradient_accumulation - 1)
-                with kernels.autocast(MIXED.get(recipe.precision)):
-                    self.forward(recipe, call, outputs, recorder, kernels)
-                    self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
-                    loss = loss_of(outputs.value)
-                if isinstance(targets := getattr(loss_of, "targets", None), torch.Tensor):
-                    recorder.set_role(targets, "input")
-                if drops_outputs:
-                    outputs.drop()
-                if recipe.zero_grad == "before-backward" and number == 0:
-                    drop_gradients(params)
-                self.backward(loss, params, recorder, kernels)
+                    exchange_gradients(self.model, number == len(passes) - 1)
+                with recorder.standing_for(times):
+                    with kernels.autocast(MIXED.get(recipe.precision)):
+                        self.forward(recipe, call, outputs, recorder, kernels)
+                        self.doing, recorder.phase, kernels.guessing = "loss", "loss", True
+                        loss = loss_of(outputs.value)
+                    if isinstance(targets := getattr(loss_of, "targets", None), torch.Tensor):
+                        recorder.set_role(targets, "input")
+                    if drops_outputs:
+                        outputs.drop()
+                    if recipe.zero_grad == "before-backward" and number == 0:
+                        drop_gradients(params)
+                    self.backward(loss, params, recorder, kernels)
             if recipe.outputs == "until-step":
                 outputs.drop()
             if optimizer is not None:
@@ -369,6 +372,18 @@ class StepRecording:
                 'with one dimension of tokens: inputs: "int64[B, T]"'
             )
         return token_symbols[0]
+
+
+def recorded_passes(recipe: Training) -> tuple[int, ...]:
+    """For each forward and backward pass of the measured step that is run, how many it stands for.
+
+    Passes that add to gradients find the same memory as the first of them, and do the same, but for the last one where
+    only that exchanges gradients. The step before leaves the same gradients and states with one pass.
+    """
+    passes = recipe.gradient_accumulation
+    if passes < 3:
+        return (1,) * passes
+    return (1, passes - 2, 1) if recipe.no_sync else (1, passes - 1)
 
 
 def drop_gradients(params: list[nn.Parameter]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,7 @@ def every_second_product() -> Any:
 
 
 ALL = (0, 1, 2, 3)
+TORCHS = {"use_reentrant": False, "preserve_rng_state": False}
 CASES: dict[str, tuple[Any, Net]] = {
     "every second": ({"every": 2}, Net((1, 3))),
     "products": ({"save": ["matmul"]}, Net(ALL, saving(PRODUCTS))),
@@ -107,6 +109,79 @@ def test_peaks(name: str) -> None:
     """The planned peak is that of a real step with torch's own contexts."""
     written, model = CASES[name]
     assert traced(written).peak() == pytest.approx(allocated(model, torch.rand(SHAPE), sgd), abs=8)
+
+
+def tiny_llama() -> nn.Module:
+    """Logits of a model of transformers, which makes a cache by itself."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=40,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)  # type: ignore[no-any-return]
+
+
+class Logits(nn.Module):
+    """The first output of a model, which is called with ids."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(ids).logits
+        return logits
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KERNELS is None, reason="what kernels of this CPU take is not known")
+def test_recomputed_blocks_of_transformers() -> None:
+    """The peak is that of a real step with transformers' own checkpointing, which makes no cache."""
+    model, recipe = tiny_llama(), Training(kernels=KERNELS or "cuda", optimizer="sgd", checkpointing="blocks")
+    planned = record_step(RunnableModel("model", Logits(meta_copy(model)), parse("int64[4, 64]")), {}, recipe)  # type: ignore[arg-type]
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=TORCHS)  # type: ignore[operator]
+    real = allocated(Logits(model), torch.randint(40, (4, 64)), sgd)
+    assert planned.peak() == pytest.approx(real, abs=8)
+    assert model.config.use_cache
+
+
+class Keeping(nn.Module):
+    """A block that puts what it made into a cache, where there is one, and reads all of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor, cache: list[torch.Tensor] | None) -> torch.Tensor:
+        keys = self.keys(x)
+        if cache is not None:
+            cache.append(keys)
+            keys = torch.cat(cache, 1)
+        return x + torch.tanh(keys).sum(1, keepdim=True)
+
+
+class Caching(nn.Module):
+    """Blocks with a cache each, where `config` says so, as models of transformers have it."""
+
+    def __init__(self, use_cache: bool, recomputes: bool) -> None:
+        super().__init__()
+        self.config, self.recomputes = SimpleNamespace(use_cache=use_cache), recomputes
+        self.blocks = nn.ModuleList(Keeping() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            cache: list[torch.Tensor] | None = [] if self.config.use_cache else None
+            x = checkpoint(block, x, cache, **TORCHS) if self.recomputes else block(x, cache)
+        return x
+
+
+def test_blocks_that_run_again_make_no_cache() -> None:
+    """What a recomputed block would put into a cache twice is put there not at all, as transformers does it."""
+    recipe = Training(kernels=KERNELS or "cuda", optimizer="sgd", checkpointing="blocks")
+    model = Caching(use_cache=True, recomputes=False)
+    planned = record_step(RunnableModel("model", meta_copy(model), parse(SHAPE)), {}, recipe)  # type: ignore[arg-type]
+    assert planned.peak() == pytest.approx(allocated(Caching(False, True), torch.rand(SHAPE), sgd), abs=8)
+    assert model.config.use_cache
 
 
 @pytest.mark.parametrize(

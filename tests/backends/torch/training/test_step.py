@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.backends.torch.training import step
 from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.errors import ModelBudgetError
@@ -181,6 +183,24 @@ def test_loops(name: str) -> None:
     model = Blocks()
     planned = traced(model, SHAPE, Training(kernels="cpu", optimizer="sgd", **given)).peak()
     assert planned == pytest.approx(allocated(model, torch.rand(SHAPE), sgd, **real), abs=NUMBERS)
+
+
+def test_accumulated_passes_that_are_alike_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak and work are those of a recording that runs each of them."""
+    recipe = Training(optimizer="sgd", gradient_accumulation=5, precision="bf16-mixed")
+
+    def planned() -> tuple[Any, ...]:
+        trace = traced(Blocks(), SHAPE, recipe)
+        assert trace.work is not None
+        done: Counter[tuple[str, str, str]] = Counter()
+        for item in trace.work:
+            done["FLOPs", item.path, item.phase] += item.flops
+            done["bytes", item.path, item.phase] += item.moved
+        return done, trace.peak(), trace.uncounted
+
+    shortened = planned()
+    monkeypatch.setattr(step, "recorded_passes", lambda recipe: (1,) * recipe.gradient_accumulation)
+    assert planned() == shortened
 
 
 def test_cross_entropy_and_the_models_own_loss() -> None:

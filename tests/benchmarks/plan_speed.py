@@ -1,0 +1,222 @@
+"""What it costs to plan each recipe for GPT-2 and a model of Llama-3-8B's shape: `python tests/benchmarks/plan_speed.py`.
+
+Models are those of transformers, built and planned as users call it (`plan(builder, inputs, training=...)`). Each
+recipe is planned in a process of its own, forked from one that has imported the libraries and planned two tiny models:
+the CPU seconds are those of the build and the plan, the least of a few runs. The exit status is 1 when one is over its
+bar: 1 second for GPT-2, 4 for Llama. Words run only the recipes that have each of them in their lines, `--rounds 3`
+looks three times, and `--profile` prints where the time of one goes. Needs `pip install transformers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import os
+import pstats
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import pytest_modelbudget.backends.torch.planning  # noqa: E402, F401
+from pytest_modelbudget import plan  # noqa: E402
+from pytest_modelbudget.summary import Plan  # noqa: E402
+
+LORA = {"rank": 16, "targets": "all-linear"}
+NF4 = {"nf4": {"double_quant": True}}
+TRAININGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"precision": "bf16"},
+    {"precision": "bf16-mixed"},
+    {"precision": "fp16-mixed"},
+    {"kernels": "cpu"},
+    {"gradient_accumulation": 4},
+    *({"loop": name} for name in ("hf-trainer", "lightning", "torchtitan", "nanogpt")),
+    {"loop": "hf-trainer", "precision": "bf16-mixed"},
+    *({"outputs": name} for name in ("until-step", "dropped")),
+    *({"zero_grad": name} for name in ("before-backward", "after", "never")),
+    *(
+        {"checkpointing": value}
+        for value in ("blocks", {"every": 2}, {"save": ["matmul", "attention"]}, {"save": "torchtitan"})
+    ),
+    {"foreach": False},
+    {"fused": True},
+    *({"optimizer": name} for name in ("adam", "adagrad", "rmsprop", "adafactor", "lion", "none")),
+    {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}},
+    *({"optimizer": name} for name in ("adamw-8bit", "adamw-4bit", "paged-adamw-8bit", "lion-8bit", "adam-mini")),
+    *({"optimizer": name} for name in ("adopt", "sophia", "galore", "apollo", "apollo-mini", "lomo")),
+    {"in_backward": True},
+    {"offload": ["optimizer"]},
+    {"offload": ["optimizer", "gradients"]},
+    {"offload": ["activations"]},
+    {"ema": True},
+    *({"loss": name} for name in ("cross_entropy", "liger", "cce", "linear_cross_entropy", "chunked")),
+    {"trainable": ["*attn*"]},
+    {"lora": LORA},
+    {"lora": {**LORA, "dropout": 0.05, "dora": True}},
+    {"lora": {**LORA, "base": "int8"}, "precision": "bf16"},
+    {"lora": {**LORA, "base": NF4}, "precision": "bf16"},
+    {"lora": {**LORA, "base": NF4, "dropout": 0.05}, "precision": "bf16-mixed", "checkpointing": "blocks"},
+    {"lora": {**LORA, "base": NF4, "dropout": 0.05, "dora": True}, "loop": "hf-trainer", "precision": "bf16-mixed",
+     "optimizer": "paged-adamw-8bit", "checkpointing": "blocks"},
+    {"lora": {**LORA, "base": NF4}, "precision": "bf16", "checkpointing": "blocks", "gradient_accumulation": 16},
+    *({"sharding": {name: 8}} for name in ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "tp")),
+    {"sharding": {"ddp": 2, "fsdp": 4, "tp": 2}},
+    {"sharding": {"fsdp": 8}, "offload": ["params"]},
+    {"sharding": {"ddp": 8}, "gradient_accumulation": 4, "no_sync": True},
+    *({"sharding": {"fsdp": 8, "casts": name}, "precision": "bf16-mixed"} for name in ("autocast", "policy", "both")),
+)  # fmt: skip
+INFERENCES: tuple[dict[str, Any], ...] = ({}, {"precision": "bf16"}, {"precision": "bf16-mixed"}, {"kv_cache": 512})
+SERVINGS: tuple[dict[str, Any], ...] = (
+    {"requests": 64},
+    {"engine": "contiguous", "requests": 8},
+    {"requests": 64, "precision": "fp8"},
+    {"requests": 64, "tp": 2},
+)
+
+
+def gpt2() -> Any:
+    """124,439,808 parameters."""
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config())
+
+
+def llama(**shape: Any) -> Any:
+    """8,030,261,248 parameters with the shape of Llama 3 8B."""
+    shape = shape or {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    config = transformers.LlamaConfig(
+        **shape, num_attention_heads=32, num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=False
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def tiny_gpt2() -> Any:
+    """What is planned before the clock starts."""
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2))
+
+
+def tiny_llama() -> Any:
+    """What is planned before the clock starts."""
+    return llama(hidden_size=64, intermediate_size=64, num_hidden_layers=2)
+
+
+MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
+    "GPT-2": (gpt2, tiny_gpt2, 1.0),
+    "Llama-8B": (llama, tiny_llama, 4.0),
+}
+INPUTS = "int64[B, T]"
+BATCH, TOKENS = 4, 1024
+EVERY_RECIPE = (
+    *(("training", recipe) for recipe in TRAININGS),
+    *(("inference", recipe) for recipe in INFERENCES),
+    *(("serving", recipe) for recipe in SERVINGS),
+)
+
+
+LINEAR_ONLY = ({"optimizer": "galore"}, {"optimizer": "apollo"}, {"optimizer": "apollo-mini"}, {"tp": 8}, {"tp": 2})
+"""What GPT-2 of transformers, whose layers are not Linear, is refused."""
+
+
+def line_of(model: str, kind: str, recipe: dict[str, Any]) -> str:
+    """A recipe as it is shown, and found by words."""
+    return f"{model:10}{kind}: {', '.join(f'{key}: {value}' for key, value in recipe.items()) or 'as it is by itself'}"
+
+
+def plan_once(model: str, kind: str, recipe: dict[str, Any]) -> Plan:
+    """What a user calls."""
+    batch = {} if kind == "serving" else {"batch": BATCH}
+    return plan(MODELS[model][0], INPUTS, **{kind: recipe}, **batch, dims={"T": TOKENS}, name="model")  # type: ignore[arg-type]
+
+
+def seconds(model: str, kind: str, recipe: dict[str, Any]) -> float | str:
+    """CPU seconds of a plan in a forked process, or its error."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        begin = time.process_time()
+        try:
+            planned = plan_once(model, kind, recipe)
+            answer = f"{time.process_time() - begin}" if planned.peak_bytes else f"not planned: {planned.notes[-1]}"
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, answer.encode()[:4096])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    try:
+        return float(answer)
+    except ValueError:
+        return answer or "the process died"
+
+
+def warm_up() -> None:
+    """Lazy imports of torch and transformers are no part of a plan's time."""
+    for build in (tiny_gpt2, tiny_llama):
+        for options in ({"training": {"precision": "bf16-mixed"}}, {"training": {"sharding": {"fsdp": 2}}}):
+            plan(build, INPUTS, **options, batch=1, dims={"T": 16}, name="tiny")  # type: ignore[arg-type]
+    gc.collect()
+    gc.freeze()
+
+
+def chosen(words: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The cases whose lines have all words."""
+    for model in MODELS:
+        for kind, recipe in EVERY_RECIPE:
+            refused = model == "GPT-2" and any(_within(options, recipe) for options in LINEAR_ONLY)
+            if not refused and all(word in line_of(model, kind, recipe) for word in words):
+                yield model, kind, recipe
+
+
+def _within(options: dict[str, Any], recipe: dict[str, Any]) -> bool:
+    """Whether a recipe, or its sharding, has these."""
+    places = (recipe, recipe.get("sharding", {}))
+    return any(all(place.get(key) == value for key, value in options.items()) for place in places)
+
+
+def profile(case: tuple[str, str, dict[str, Any]]) -> None:
+    """Where the time of one case goes."""
+    with cProfile.Profile() as profiler:
+        plan_once(*case)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
+    pstats.Stats(profiler).sort_stats("cumulative").print_stats(70)
+
+
+def main() -> int:
+    """Print the seconds of each case; 1 when one is over its bar or has an error."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    warm_up()
+    cases = list(chosen(given.words))
+    if given.profile:
+        profile(cases[0])
+        return 0
+    over = 0
+    for case in cases:
+        runs = [seconds(*case) for _ in range(given.rounds)]
+        errors = [run for run in runs if isinstance(run, str)]
+        least = min((run for run in runs if isinstance(run, float)), default=0.0)
+        missed = bool(errors) or least > MODELS[case[0]][2]
+        over += missed
+        text = errors[0].splitlines()[0] if errors else f"{least:6.2f}"
+        print(f"{text} {'OVER' if missed else '    '} {line_of(*case)}", flush=True)
+    print(f"{len(cases)} plans, {over} over their bar")
+    return 1 if over or not cases else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
