@@ -80,7 +80,9 @@ def check_pipeline(value: Any) -> tuple[str, Any]:
     if str(value.get("schedule", "1f1b")).lower() not in SCHEDULES:
         return f"schedule: write one of {', '.join(SCHEDULES)}", value
     split = value.get("split", [])
-    if not isinstance(split, list | tuple) or not all(isinstance(name, str) and re.match(_NAME, name) for name in split):
+    if not isinstance(split, list | tuple) or not all(
+        isinstance(name, str) and re.match(_NAME, name) for name in split
+    ):
         return "split: write a list of names of blocks, such as [layers.8, layers.16]", value
     return _disagreement(pipeline_of(value)), value
 
@@ -126,7 +128,9 @@ def pipeline_text(written: Mapping[str, Any]) -> str:
     pipeline = pipeline_of(written)
     several = f" with {pipeline.stages_per_rank} stages each" if pipeline.stages_per_rank > 1 else ""
     split = f", split at {' and '.join(pipeline.split)}" if pipeline.split else ""
-    return f"pipeline of {pipeline.ranks} ranks{several}, {pipeline.schedule}, {pipeline.microbatches} microbatches{split}"
+    return (
+        f"pipeline of {pipeline.ranks} ranks{several}, {pipeline.schedule}, {pipeline.microbatches} microbatches{split}"
+    )
 
 
 def cuts_of(pipeline: Pipeline, blocks: Sequence[str]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""Real pipelines on several processes of this machine, with every storage of each rank followed: run as a script.
+"""Real pipelines on several processes of this machine, with every storage of each rank followed: run as a module.
 
-`python real_pipeline.py RANKS CASE...` prints, as JSON by case, for each rank the highest number of bytes alive in a
-step after the first one. It knows nothing of the package under test: the model is cut by hand, as torchtitan does it.
+`python -m tests.backends.torch.real_pipeline RANKS CASE...` prints, as JSON by case, for each rank the highest number of
+bytes alive in a step after the first one. It knows nothing of the package under test: the model is cut by hand, as
+torchtitan does it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import os
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.pipelining import PipelineStage, schedules
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from real_ranks import BREATH, TOKENS, VOCABULARY, WIDTH, Block, Follow, free_port
+from tests.backends.torch.real_ranks import BREATH, TOKENS, VOCABULARY, WIDTH, Block, Follow, free_port
 
 LAYERS, BATCH, STEPS = 6, 8, 4
 CASES: dict[str, tuple[str, int, bool]] = {
@@ -75,15 +75,15 @@ def loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def measure(case: str, rank: int, ranks: int) -> int:
     """Steps of AdamW on this rank; the first one, which makes its states, does not count."""
+    from torch.distributed.pipelining import PipelineStage, schedules  # takes a second
+
     name, microbatches, returned = CASES[case]
     kind = schedules.get_schedule_class(name)
     several = issubclass(kind, schedules.PipelineScheduleMulti)
     stages = 2 * ranks if several else ranks
     own = [rank, stages - 1 - rank] if name == "ZBVZeroBubble" else list(range(rank, stages, ranks))
     parts = [part(stage, stages) for stage in own]
-    made = [
-        PipelineStage(module, stage, stages, torch.device("cpu")) for module, stage in zip(parts, own, strict=True)
-    ]
+    made = [PipelineStage(module, stage, stages, torch.device("cpu")) for module, stage in zip(parts, own, strict=True)]
     schedule = kind(made if several else made[0], microbatches, loss)
     params = [parameter for module in parts for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(params, foreach=True)
@@ -124,8 +124,7 @@ def _rank(rank: int, ranks: int, port: int, cases: list[str], folder: str) -> No
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
     peaks = {case: measure(case, rank, ranks) for case in cases}
-    with open(os.path.join(folder, str(rank)), "w") as out:
-        json.dump(peaks, out)
+    Path(folder, str(rank)).write_text(json.dumps(peaks))
     torch.distributed.destroy_process_group()
 
 
@@ -133,7 +132,7 @@ def main() -> None:
     ranks, cases = int(sys.argv[1]), sys.argv[2:]
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (ranks, free_port(), cases, folder), nprocs=ranks)
-        by_rank = [json.load(open(os.path.join(folder, str(rank)))) for rank in range(ranks)]
+        by_rank = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(ranks)]
     print(json.dumps({case: [peaks[case] for peaks in by_rank] for case in cases}))
 
 

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes, tree_map_only
+from pytest_modelbudget.backends.torch.distributed.stage_cuts import Call
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
 from pytest_modelbudget.backends.torch.distributed.stage_survey import Survey
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.training.losses import own_loss, scores_of
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _LeaveError(BaseException):
@@ -30,12 +29,12 @@ class _LeaveError(BaseException):
         self.hidden = hidden
 
 
-class StageModule(nn.Module):
+class StageModule(nn.Module):  # type: ignore[misc]
     """The blocks from `first` to before `last` of a model on this rank; `parameters` are its alone.
 
-    Called with what the stage before sent (the first stage: with the tensors of the inputs), for `microbatch`, which is
-    called with `calls[microbatch]`. A result that is no tensor becomes one, the scores, after the model's own loss where
-    it has one; what it was is in `returned` until the loss is made.
+    Called with what the stage before sent (the first stage: with the tensors of the inputs); the model gets
+    `calls[microbatch]`. Of a result that is no tensor the scores are given (or the loss, where it is all there is); the
+    whole is in `returned` until the loss is made.
     """
 
     def __init__(
@@ -51,7 +50,8 @@ class StageModule(nn.Module):
         self.first, self.last = blocks[0], blocks[-1] + 1
         self.microbatch = 0
         self.returned: Any = None
-        self._call, self._own = (lambda *args, **kwargs: model(*args, **kwargs)), list(own)
+        self._call: Callable[..., Any] = lambda *args, **kwargs: model(*args, **kwargs)  # no part of this module
+        self._own = list(own)
         self._survey, self._calls, self._recorder = survey, calls, recorder
         self._received: torch.Tensor | None = None
 
@@ -78,9 +78,8 @@ class StageModule(nn.Module):
             self._received, self._recorder.paused = None, False
         if isinstance(out, torch.Tensor):
             return out
-        self.returned = out
-        loss, scores = own_loss(out), scores_of(out)
-        return scores if loss is None else (loss, scores)
+        self.returned, loss = out, own_loss(out)
+        return scores_of(out) if loss is None or len(tensors(out)) > 1 else loss
 
     def run_block(self, index: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run the block `index` where it is the stage's; leave the model where it is of a later one."""

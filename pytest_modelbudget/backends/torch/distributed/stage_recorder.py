@@ -110,6 +110,9 @@ class StageRecorder(Recorder):
         if self.paused or cost.name.startswith("profiler."):
             return
         super().operator(cost, view, operands, args, kwargs, out)
+        if cost.name == "c10d.recv_":
+            for tensor in tensors(args[0]):
+                self.set_role(tensor, "received")
         if (communication := sent_bytes(cost.name, args, out)) is not None:
             self._sent.append((len(self._events) - 1, communication.bytes))
 
@@ -199,7 +202,7 @@ class StageRecorder(Recorder):
         return replace(memory_trace, work=(*(memory_trace.work or ()), *self._repeated_work()))
 
     def _repeated_work(self) -> Iterator[Work]:
-        """The same again: each pass that is repeated is one of its own, which reads and leaves what the original did."""
+        """Each pass that is repeated is one of its own, which reads and leaves what the original did."""
         number = 0
         for items in self._repeated:
             number -= 1

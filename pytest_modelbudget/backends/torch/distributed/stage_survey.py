@@ -62,9 +62,9 @@ def _largest_list(model: nn.Module) -> str | None:
 class Survey:
     """What was found: `hidden` is what each block takes over from the one before, `returned` what it gives.
 
-    `place` is where the former is among the tensors that a block is called with. `used` are the positions at which an operator reads each parameter, buffer (by name) and input (by its number).
-    `crossing` are tensors that depend on parameters and are read at a later position than they are made at: both, and
-    the blocks that take them over.
+    `place` is where the former is among the tensors that a block is called with. `used` are the positions at which an
+    operator reads each parameter, buffer (by name) and input (by its number). `crossing` are tensors that depend on
+    parameters and are read at a later position than they are made at: both, and the blocks that take them over.
     """
 
     blocks: tuple[str, ...]
@@ -88,12 +88,15 @@ class Survey:
                     "choose other blocks with split"
                 )
 
-    def in_range(self, name: str | int, first: int, last: int, module: str = "") -> bool:
-        """Whether the stage of blocks from `first` to before `last` needs a tensor; by its place where nobody reads it."""
+    def in_range(self, name: str | int, first: int, last: int) -> bool:
+        """Whether the stage of blocks from `first` to before `last` needs a tensor.
+
+        One that nobody reads is where its block is; without a block a parameter is at the end, an input at the start.
+        """
         positions = self.used.get(name, frozenset())
         if not positions:
-            owner = next((index for index, block in enumerate(self.blocks) if module.startswith(f"{block}.")), None)
-            positions = frozenset([len(self.blocks) - 1 if owner is None else owner])
+            named = (index for index, block in enumerate(self.blocks) if str(name).startswith(f"{block}."))
+            positions = frozenset([next(named, len(self.blocks) - 1 if isinstance(name, str) else -1)])
         return any(first <= position < last for position in positions)
 
 

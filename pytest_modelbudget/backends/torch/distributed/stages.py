@@ -13,7 +13,6 @@ from torch.distributed.pipelining import PipelineStage
 
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import Microbatch, StageRecorder
-from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.summary import Phase
 
 REPEATED = 1
@@ -27,11 +26,19 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
     """A stage that says to its recorder what runs; without `repeats` each microbatch runs itself."""
 
     def __init__(
-        self, module: StageModule, stage: int, stages: int, *, recorder: StageRecorder, enter: Enter, **options: Any
+        self,
+        module: StageModule,
+        stage: int,
+        stages: int,
+        *,
+        recorder: StageRecorder,
+        enter: Enter,
+        repeats: bool,
+        **options: Any,
     ) -> None:
         super().__init__(module, stage, stages, torch.device("meta"), **options)
         self.module, self.recorder, self.enter = module, recorder, enter
-        self.repeats = True
+        self.repeats = repeats
         self._microbatches: dict[int, Microbatch] = {}
         self._original: Microbatch | None = None
 
@@ -47,7 +54,7 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         return self.repeats and is_later and original is not None and name in original.segments
 
     def passes(self, index: int, name: str, phase: Phase, run: Callable[[], Any], given: Callable[[Any], Any]) -> Any:
-        """One pass of a microbatch: `run`, or the same again; what torch's schedule gets of it is `given` its result."""
+        """One pass of a microbatch, `run` or repeated; `given` its result is what torch's schedule gets."""
         microbatch = self._microbatches.setdefault(index, Microbatch())
         with self.enter(phase, self.module):
             if self.repeated(index, name):
@@ -64,8 +71,9 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         def run() -> Any:
             return super(RecordedStage, self).forward_one_chunk(fwd_chunk_id, args, kwargs, **options)
 
+        repeated = self.repeated(fwd_chunk_id, "forward")
         output = self.passes(fwd_chunk_id, "forward", "forward", run, lambda result: result)
-        if fwd_chunk_id not in self.fwd_cache:
+        if repeated:
             self.fwd_cache[fwd_chunk_id] = (output if isinstance(output, tuple) else (output,), [])
             if self.is_last and options.get("save_forward_output", True):
                 self.output_chunks.append(output)
@@ -84,8 +92,9 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         def run() -> None:
             super(RecordedStage, self).backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
 
+        repeated = self.repeated(bwd_chunk_id, "backward")
         given = self.passes(bwd_chunk_id, "backward", "backward", run, lambda _: self.bwd_cache[bwd_chunk_id])
-        if bwd_chunk_id not in self.bwd_cache:
+        if repeated:
             del self.fwd_cache[bwd_chunk_id]
             self.bwd_cache[bwd_chunk_id] = given
         elif self.repeats and bwd_chunk_id == REPEATED:

@@ -22,7 +22,8 @@ COLLECTIVE_NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional
 
 _PACKING_NAMESPACE = "fsdp"
 _SENDING_NOTHING = (
-    "wait_tensor", "wait_tensors", "_wrap_tensor_autograd", "barrier", "monitored_barrier_", "recv_", "recv_any_source_",
+    "wait_tensor", "wait_tensors", "_wrap_tensor_autograd", "barrier", "monitored_barrier_", "recv_",
+    "recv_any_source_",
 )  # fmt: skip
 
 
