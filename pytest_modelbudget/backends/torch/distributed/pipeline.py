@@ -19,6 +19,7 @@ import torch
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.patching import exchanged, patched
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, record_copy, survey_of
@@ -87,6 +88,10 @@ def record_ranks(
 
 
 def _refuse(recipe: Training) -> None:
+    if not compat.KNOWN_PIPELINES:
+        raise ModelBudgetError(
+            f"training.pipeline: stages of torch {torch.__version__} were not looked at: update to 2.14 or later"
+        )
     default = Training()
     for name in ("sharding", "gradient_accumulation", "no_sync", "in_backward", "offload", "ema", "steps"):
         if getattr(recipe, name) != getattr(default, name):

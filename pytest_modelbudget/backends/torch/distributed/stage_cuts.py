@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.distributed.stage_survey import Survey, SurveyRecorder, blocks_of, calls_noted
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
@@ -93,8 +93,7 @@ def calls_of(call: ModelCall, microbatches: int) -> list[Call]:
     Raises:
         ModelBudgetError: a batch that does not divide.
     """
-    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
-    inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    inputs = tensors((call.args, call.kwargs))
     batches = {tuple(tensor.shape[:1]) for tensor in inputs}
     if len(batches) != 1 or not (batch := next(iter(batches))):
         raise ModelBudgetError(
@@ -105,10 +104,13 @@ def calls_of(call: ModelCall, microbatches: int) -> list[Call]:
             f"training.pipeline: a batch of {batch[0]} does not divide into {microbatches} microbatches of one size: "
             f"give a batch that is a multiple of {microbatches}"
         )
-    chunks = [
-        leaf.tensor_split(microbatches) if isinstance(leaf, torch.Tensor) else [leaf] * microbatches for leaf in leaves
-    ]
-    return [pytree.tree_unflatten([chunk[index] for chunk in chunks], spec) for index in range(microbatches)]
+    chunks = {id(tensor): tensor.tensor_split(microbatches) for tensor in inputs}
+
+    def microbatch(index: int) -> Call:
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: chunks[id(tensor)][index], (call.args, call.kwargs))
+        return args, kwargs
+
+    return [microbatch(index) for index in range(microbatches)]
 
 
 def record_copy(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training, recording: Any) -> MemoryTrace:

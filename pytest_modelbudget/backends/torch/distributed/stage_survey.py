@@ -59,12 +59,33 @@ def _largest_list(model: nn.Module) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Crossing:
+    """A tensor that goes past blocks: where it is made, where blocks and the code between them read it.
+
+    `carried` are the blocks that take it over from the one before.
+    """
+
+    made: int
+    inside: frozenset[int]
+    between: frozenset[int]
+    carried: frozenset[int]
+
+    def is_handed_on(self, cut: int) -> bool:
+        """Whether a stage that begins with the block `cut` gets it, or does not need it."""
+        if self.made >= cut:
+            return True
+        blocks = {position for position in self.inside if position >= cut}
+        between = any(position >= cut for position in self.between)
+        return not between and (not blocks or (cut in self.carried and blocks <= self.carried))
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
     """What was found: `hidden` is what each block takes over from the one before, `returned` what it gives.
 
     `place` is where the former is among the tensors that a block is called with. `used` are the positions at which an
     operator reads each parameter, buffer (by name) and input (by its number). `crossing` are tensors that depend on
-    parameters and are read at a later position than they are made at: both, and the blocks that take them over.
+    parameters and are read at a later position than they are made at.
     """
 
     blocks: tuple[str, ...]
@@ -72,7 +93,7 @@ class Survey:
     place: int
     returned: tuple[Any, ...]
     used: Mapping[str | int, frozenset[int]]
-    crossing: tuple[tuple[int, int, frozenset[int]], ...]
+    crossing: frozenset[Crossing]
 
     def check(self, cut: int) -> None:
         """Refuse a stage that begins with the block `cut`, where more than one tensor goes from stage to stage.
@@ -80,8 +101,8 @@ class Survey:
         Raises:
             ModelBudgetError: naming the block.
         """
-        for made, read, carried in self.crossing:
-            if made < cut <= read and cut not in carried:
+        for crossing in self.crossing:
+            if not crossing.is_handed_on(cut):
                 raise ModelBudgetError(
                     f"training.pipeline: {self.blocks[cut]} cannot begin a stage: more than its first argument goes on "
                     "from earlier blocks (a skip connection, a second stream?), and stages hand on one tensor: "
@@ -109,7 +130,9 @@ class SurveyRecorder(Recorder):
         self._names: dict[int, str | int] = {}
         self._used: dict[str | int, set[int]] = {}
         self._made: dict[int, int] = {}
-        self._read: dict[int, int] = {}
+        self.is_inside = False
+        self._inside: dict[int, set[int]] = {}
+        self._between: dict[int, set[int]] = {}
         self._carried: dict[int, set[int]] = {}
         self._outputs: list[torch.Tensor] = []  # a storage that went could have its key again
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -130,7 +153,7 @@ class SurveyRecorder(Recorder):
                 self._used.setdefault(name, set()).add(self.position)
             depends = depends or key in self._parameters or key in self._made
             if key in self._made and not view:
-                self._read[key] = self.position
+                (self._inside if self.is_inside else self._between).setdefault(key, set()).add(self.position)
         for tensor in tensors(out):
             key = storage_key(tensor)
             self._outputs.append(tensor)
@@ -149,7 +172,8 @@ class SurveyRecorder(Recorder):
     def found(self, blocks: tuple[str, ...], calls: BlockCalls) -> Survey:
         """What was noted."""
         crossing = {
-            (made, self._read.get(key, made), frozenset(self._carried.get(key, ()))) for key, made in self._made.items()
+            Crossing(made, *(frozenset(seen.get(key, ())) for seen in (self._inside, self._between, self._carried)))
+            for key, made in self._made.items()
         }
         return Survey(
             blocks,
@@ -157,7 +181,7 @@ class SurveyRecorder(Recorder):
             calls.place,
             tuple(calls.returned),
             {name: frozenset(positions) for name, positions in self._used.items()},
-            tuple(sorted((made, read, carried) for made, read, carried in crossing if made < read)),
+            frozenset(tensor for tensor in crossing if max(tensor.inside | tensor.between, default=-1) > tensor.made),
         )
 
 
@@ -192,7 +216,9 @@ def calls_noted(model: nn.Module, blocks: tuple[str, ...], recorder: SurveyRecor
             hidden = given[calls.place].detach()
             recorder.enters(index, hidden)
             calls.hidden.append(hidden)
+            recorder.is_inside = True
             out = original(*args, **kwargs)
+            recorder.is_inside = False
             calls.returned.append(tree_map_only(torch.Tensor, torch.Tensor.detach, out))
             return out
 

@@ -18,6 +18,9 @@ from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import MemoryTrace, Training
 from tests.backends.torch.rank_steps import BLOCK, FLOAT, TABLE, lasting
 from tests.backends.torch.real_ranks import TOKENS, WIDTH, Block, Transformer
+from tests.versions import since
+
+pytestmark = since("torch", "2.14", "stages of earlier releases were not looked at")
 
 BATCH = 8
 ROWS = FLOAT * BATCH * TOKENS * WIDTH
@@ -48,6 +51,16 @@ class Skipping(Deep):
         for layer in self.layers:
             out = layer(out)
         return self.lm_head(self.norm(out + first))
+
+
+class Residual(Deep):
+    """What a block is called with is added by the code around it."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out = self.embed_tokens(ids)
+        for layer in self.layers:
+            out = out + layer(out)
+        return self.lm_head(self.norm(out))
 
 
 class Failing(Deep):
@@ -172,6 +185,7 @@ def test_plan() -> None:
         ({"ranks": 2}, {"gradient_accumulation": 2}, Deep, "training.gradient_accumulation with pipeline"),
         ({"ranks": 2}, {"loop": "lightning"}, Deep, "torch's schedule runs the passes"),
         ({"ranks": 2}, {}, Skipping, "layers.3 cannot begin a stage"),
+        ({"ranks": 2}, {}, Residual, "layers.3 cannot begin a stage"),
         ({"ranks": 2}, {}, lambda: nn.Embedding(9, 9), "the model has no repeated blocks"),
         ({"ranks": 2, "split": ["blocks.1"]}, {}, Deep, "the model has no module blocks"),
         ({"ranks": 2}, {}, Failing, "ValueError: no more"),

@@ -17,8 +17,10 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training
 from tests.backends.torch import real_pipeline, real_ranks
+from tests.versions import since
 
 pytestmark = [
+    since("torch", "2.14", "stages of earlier releases were not looked at"),
     pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo"),
 ]
