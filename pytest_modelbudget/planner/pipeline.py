@@ -23,7 +23,7 @@ _ONE_STAGE_A_RANK = ("gpipe", "1f1b")
 _SPLITTING_BACKWARD = ("interleavedzerobubble", "zbvzerobubble")
 _V_SHAPED = ("zbvzerobubble",)
 _KEYS = ("ranks", "schedule", "microbatches", "stages_per_rank", "split")
-_NAME = r"^[A-Za-z_][\w]*(\.[\w]+)*$"
+_NAME = r"^\w+(\.\w+)*$"
 
 
 @dataclass(frozen=True, slots=True)

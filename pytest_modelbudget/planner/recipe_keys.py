@@ -200,6 +200,7 @@ _OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": 
 _DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _RANKS = {**SIZES, "properties": {"casts": {"enum": list(get_args(Casts))}}}
 _SHARDING = {"anyOf": [_RANKS, {"const": "none"}, REFERENCE]}
+_PIPELINE = {"anyOf": [PIPELINE_SCHEMA, {"const": "none"}]}
 
 KEYS: dict[str, Key] = {
     "batch": _check_count(1, "size of the dimension B"),
@@ -223,7 +224,7 @@ KEYS: dict[str, Key] = {
     "lora": Key(check_lora, LORA_SCHEMA, "{rank: 8, targets: [q_proj, v_proj], base: nf4}"),
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
     "no_sync": _check_flag(),
-    "pipeline": Key(check_pipeline, PIPELINE_SCHEMA, "{ranks: 4, schedule: 1f1b, microbatches: 8}"),
+    "pipeline": Key(check_pipeline, _PIPELINE, "{ranks: 4, schedule: 1f1b, microbatches: 8}"),
     "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for TensorFlow and JAX"),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),

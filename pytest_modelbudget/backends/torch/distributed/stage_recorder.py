@@ -139,7 +139,7 @@ class StageRecorder(Recorder):
             {index - start: pair for index, pair in self._sums.items() if start <= index < end},
             self._work.since(work_start),
             template,
-            frozenset(self._numbers[storage_key(tensor)] for tensor in tensors(out)),
+            frozenset(self._numbers.get(storage_key(tensor), -1) for tensor in tensors(out)),
         )
 
     def repeat(self, original: Microbatch, name: str, microbatch: Microbatch) -> Any:
@@ -168,7 +168,7 @@ class StageRecorder(Recorder):
 
     def _like(self, tensor: torch.Tensor) -> Like:
         offset, shape, stride = tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
-        number, size = self._numbers[storage_key(tensor)], tensor.untyped_storage().nbytes()
+        number, size = self._numbers.get(storage_key(tensor), -1), tensor.untyped_storage().nbytes()
         return Like(tensor.dtype, offset, shape, stride, number, size)
 
     def _stand_in(self, like: Like, number: int) -> torch.Tensor:
