@@ -14,7 +14,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import AnyRecipe, Recipe, Serving, Training, growth, sums
-from pytest_modelbudget.planner.advice import largest_fitting_size, levers, with_size
+from pytest_modelbudget.planner.advice import largest_fitting_size, levers, unit_of, with_size
 from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import describe, refuse_idle_no_sync
@@ -279,13 +279,14 @@ def _largest_sizes(
     """The largest size of each dimension on each device, where it can be told."""
     for device in devices:
         for dim, size in sizes.items():
+            unit = unit_of(recipe, dim)
 
-            def room(size: int, dim: str = dim, device: str = device) -> int | None:
-                fits = _measured(subject, with_size(recipe, dim, size)).fits
+            def room(count: int, dim: str = dim, unit: int = unit, device: str = device) -> int | None:
+                fits = _measured(subject, with_size(recipe, dim, count * unit)).fits
                 return next(fit.room for fit in fits if fit.device == device)
 
-            if (largest_size := largest_fitting_size(room, size)) is not None:
-                yield LargestSize(dim, largest_size, device)
+            if (largest_count := largest_fitting_size(room, max(1, size // unit))) is not None:
+                yield LargestSize(dim, largest_count * unit, device)
 
 
 def _plan_or_reason(subject: CountedModel, recipe: AnyRecipe) -> Plan:

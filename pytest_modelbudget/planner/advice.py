@@ -10,7 +10,8 @@ from dataclasses import replace
 from itertools import islice
 
 from pytest_modelbudget.planner.changes import changes_of, smaller_passes
-from pytest_modelbudget.planner.recipe import Recipe
+from pytest_modelbudget.planner.pipeline import pipeline_of
+from pytest_modelbudget.planner.recipe import Recipe, Training
 from pytest_modelbudget.summary import Lever, Plan
 
 Measure = Callable[[Recipe], Plan]
@@ -25,6 +26,13 @@ MAX_SIZE = 1 << 24
 def with_size(recipe: Recipe, dim: str, size: int) -> Recipe:
     """`recipe` with a dimension at another size; `B` is the batch."""
     return replace(recipe, batch=size) if dim == "B" else replace(recipe, dims={**recipe.dims, dim: size})
+
+
+def unit_of(recipe: Recipe, dim: str) -> int:
+    """What sizes of a dimension are multiples of: a pipeline's batch is made of microbatches of one size."""
+    if dim != "B" or not isinstance(recipe, Training) or not recipe.pipeline:
+        return 1
+    return pipeline_of(recipe.pipeline).microbatches
 
 
 def alternatives(recipe: Recipe, batch: int | None = None) -> Iterator[tuple[str, Recipe, str]]:

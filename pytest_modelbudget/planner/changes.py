@@ -68,7 +68,7 @@ def _keeps_all(recipe: Recipe) -> bool:
 
 
 def _is_whole(recipe: Recipe) -> bool:
-    return isinstance(recipe, Training) and recipe.sharding is None
+    return isinstance(recipe, Training) and recipe.sharding is None and not recipe.pipeline
 
 
 def _optimizer(name: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ CHANGES: tuple[Change, ...] = (
 
 def smaller_passes(recipe: Recipe, batch: int | None) -> Iterator[Change]:
     """The batch halved as often as it goes, with as many more accumulated passes; the largest first."""
-    if not isinstance(recipe, Training) or not batch:
+    if not isinstance(recipe, Training) or not batch or recipe.pipeline:
         return
     passes = recipe.gradient_accumulation
     while batch > 1 and batch % 2 == 0:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.lora import lora_text
+from pytest_modelbudget.planner.pipeline import pipeline_text
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla"]
@@ -120,9 +121,11 @@ class Training:
     length is that of the whole, by torch's ring attention (`rotate: alltoall` as its option); they are more ranks of
     `fsdp`, `zero2` or `ddp`. Beside the ranks, `casts` says what a mixed precision is where FSDP shards: `autocast` as
     without sharding, FSDP's own `policy`, or `both`. With `no_sync` ranks exchange gradients in the last of the
-    accumulated passes alone. `compile` is `xla` or `none` for steps on TensorFlow (`auto`: as the
-    model is compiled, by itself `none`); what `xla` takes is not known. For JAX models `xla` compiles the step for the
-    CPU (`auto`: it is not compiled, and its peak not known).
+    accumulated passes alone. `pipeline` is `{ranks: 4, schedule: 1f1b, microbatches: 8}`, stages of the model on as
+    many ranks (see `Pipeline`); `batch` is then that of all microbatches together, and the plan that of the rank with
+    the highest peak. `compile` is `xla` or `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself
+    `none`); what `xla` takes is not known. For JAX models `xla` compiles the step for the CPU (`auto`: it is not
+    compiled, and its peak not known).
 
     `outputs` says whether what the model returned is `kept` until the next pass returns, `until-step`, or `dropped`
     before the backward pass; `zero_grad` may also be `before-backward`. What these two do not say (None) is as in
@@ -149,6 +152,7 @@ class Training:
     lora: Mapping[str, Any] = field(default_factory=dict)
     sharding: Mapping[str, int | str] | NameOrCallable | None = None
     no_sync: bool = False
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
     compile: Compile = "auto"
     kernels: Kernels = "cuda"
     outputs: Outputs | None = None
@@ -300,6 +304,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "trainable": lambda globs: f"training {', '.join(globs)}",
     "sharding": _sharding_text,
     "no_sync": lambda _: "gradients exchanged in the last pass",
+    "pipeline": pipeline_text,
     "compile": lambda compiler: f"compile {compiler}",
     "kernels": lambda kernels: f"kernels {kernels}",
     "outputs": lambda fate: f"outputs {fate}",

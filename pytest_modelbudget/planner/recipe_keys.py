@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.checkpointing import CHECKPOINTING_SCHEMA, check_checkpointing
 from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
+from pytest_modelbudget.planner.pipeline import PIPELINE_SCHEMA, check_pipeline
 from pytest_modelbudget.planner.recipe import (
     FULLY_SHARDED,
     LANGUAGE_LOSSES,
@@ -222,6 +223,7 @@ _DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _SHARDING_WORDS = {"casts": Casts, "rotate": Rotate, "routing": Routing}
 _RANKS = {**SIZES, "properties": {name: {"enum": list(get_args(words))} for name, words in _SHARDING_WORDS.items()}}
 _SHARDING = {"anyOf": [_RANKS, {"const": "none"}, REFERENCE]}
+_PIPELINE = {"anyOf": [PIPELINE_SCHEMA, {"const": "none"}]}
 
 KEYS: dict[str, Key] = {
     "batch": _check_count(1, "size of the dimension B"),
@@ -245,6 +247,7 @@ KEYS: dict[str, Key] = {
     "lora": Key(check_lora, LORA_SCHEMA, "{rank: 8, targets: [q_proj, v_proj], base: nf4}"),
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
     "no_sync": _check_flag(),
+    "pipeline": Key(check_pipeline, _PIPELINE, "{ranks: 4, schedule: 1f1b, microbatches: 8}"),
     "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for TensorFlow and JAX"),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),

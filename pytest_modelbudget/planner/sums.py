@@ -22,7 +22,7 @@ _OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1,
 
 _RECORDED_ONLY = (
     "checkpointing", "gradient_accumulation", "precision", "trainable", "lora", "sharding", "no_sync", "kv_cache",
-    "in_backward", "offload", "ema", "steps",
+    "in_backward", "offload", "ema", "steps", "pipeline",
     "outputs", "loop",
 )  # fmt: skip
 """What changes a step in ways that a sum does not know."""

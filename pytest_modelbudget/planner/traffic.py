@@ -123,6 +123,15 @@ class Traffic:
         if work.read or work.written:
             self._note(work)
 
+    @property
+    def position(self) -> int:
+        """How much work was noted so far."""
+        return len(self._work)
+
+    def since(self, position: int) -> tuple[Work, ...]:
+        """The work that was noted from `position` on; what it has to leave is known when all is `finished`."""
+        return tuple(self._work[position:])
+
     def _note(self, work: Work) -> None:
         work.pass_number = self._pass
         self._work.append(work)

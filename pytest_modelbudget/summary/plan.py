@@ -29,12 +29,13 @@ Role = Literal[
     "gathered",
     "average",
     "output",
+    "received",
 ]
 """What memory is for. `other` is a tensor that a model holds as a plain attribute, `cast` a copy of a weight in the
 dtype of autocast, `activation` what the forward pass leaves for the backward pass, `cache` keys and values of earlier
 tokens, `workspace` what a kernel takes inside itself, `gathered` what is whole on a rank for a while only: parameters
 of many ranks, and gradients on their way to them; `average` an average of weights and buffers (EMA), `output` what
-the model returned, where nothing else needs it."""
+the model returned, where nothing else needs it, `received` what a stage of a pipeline has room for of other stages."""
 
 
 @dataclass(frozen=True, slots=True)

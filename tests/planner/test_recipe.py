@@ -102,6 +102,7 @@ def test_words_tell_recipes_apart(name: str) -> None:
         "batch": 3, "dims": {"T": 5}, "optimizer": "sgd", "optimizer_options": {"amsgrad": True}, "precision": "bf16",
         "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
         "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "no_sync": True, "kernels": "cpu", "compile": "xla",
+        "pipeline": {"ranks": 2},
         "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"],
         "outputs": "dropped", "loop": "nanogpt",
     }  # fmt: skip

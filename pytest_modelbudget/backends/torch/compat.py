@@ -43,6 +43,10 @@ which LSTMs take up to 48 % more than these rules say, and GRUs less.
 """
 
 
+KNOWN_PIPELINES = torch.__version__ >= "2.14"
+"""Whether what torch's stages and schedules of pipelines hold was compared with real ranks."""
+
+
 SHOWS_HIGHER_ORDER = torch.__version__ >= "2.9"
 """Whether a mode may see operators that take functions, as `flex_attention`, without a rule for it in each."""
 

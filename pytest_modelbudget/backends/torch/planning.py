@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.distributed.pipeline import record_pipeline
 from pytest_modelbudget.backends.torch.distributed.rank import CASTS_NOTE, ShardedStep, casts_unsaid, record_sharded
 from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
 from pytest_modelbudget.backends.torch.meta.answers import Answers
@@ -128,7 +129,12 @@ def _may_run(origin: ModelOrigin, recipe: Recipe) -> bool:
     """Whether one real pass of the model may be made, and decides as all passes of the recipe do."""
     if origin.run == "abstract" or recipe.steps != "none" or (origin.built_here and origin.rebuild is None):
         return False
-    return recipe.sharding is None if isinstance(recipe, Training) else not recipe.kv_cache
+    return not _over_ranks(recipe) if isinstance(recipe, Training) else not recipe.kv_cache
+
+
+def _over_ranks(recipe: Training) -> bool:
+    """Whether the plan is one of many ranks'."""
+    return recipe.sharding is not None or bool(recipe.pipeline)
 
 
 def _plan(
@@ -147,7 +153,7 @@ def _plan(
         recipe,
         plan,
         memory_trace,
-        record=None if recipe.sharding else lambda other: _recorded(runnable, sizes, other, devices, options)[0],
+        record=None if _over_ranks(recipe) else lambda other: _recorded(runnable, sizes, other, devices, options)[0],
         plan_trace=lambda other: _plan_of(other, recipe, devices),
     )
     return replace(plan, notes=(*plan.notes, *notes))
@@ -166,7 +172,9 @@ def _recorded(
         recording = {"recording": ModelsStep, **recording}
     elif not has_forward(runnable.model):
         raise ModelBudgetError(f"{runnable.name}: several models: name the function of a step, steps: module:callable")
-    if isinstance(recipe, Training) and recipe.sharding is not None:
+    if isinstance(recipe, Training) and recipe.pipeline:
+        sharded = record_pipeline(runnable, sizes, recipe)
+    elif isinstance(recipe, Training) and recipe.sharding is not None:
         if recipe.steps != "none":
             raise ModelBudgetError("training.steps with sharding is not planned")
         sharded = record_sharded(runnable, sizes, recipe)

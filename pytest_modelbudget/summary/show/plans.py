@@ -29,6 +29,7 @@ ROLES: dict[Role, str] = {
     "gathered": "gathered parameters and gradients on their way",
     "average": "averages of weights",
     "output": "outputs of the model",
+    "received": "activations and gradients of other stages",
 }
 """What memory is for, in words."""
 

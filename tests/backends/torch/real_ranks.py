@@ -357,11 +357,16 @@ def _rank(rank: int, ranks: int, port: int, cases: list[str], file: str) -> None
     torch.distributed.destroy_process_group()
 
 
-def main() -> None:
-    ranks, cases = int(sys.argv[1]), sys.argv[2:]
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    ranks, cases = int(sys.argv[1]), sys.argv[2:]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "found.json")
         torch.multiprocessing.spawn(_rank, (ranks, port, cases, file), nprocs=ranks)

@@ -40,6 +40,7 @@ _CURES = {
     "lora": "add the pairs in the model (nnx.LoRA) and name what is trained with trainable",
     "kv_cache": "give the cache as an input, or hold it in the model",
     "sharding": "steps over several devices are planned for torch models",
+    "pipeline": "steps over several devices are planned for torch models",
     "foreach": "optimizers of optax have one implementation",
     "fused": "optimizers of optax have one implementation",
     "kernels": "leave it out: compile: xla is for the CPU of this process",

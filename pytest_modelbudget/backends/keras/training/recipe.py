@@ -50,6 +50,7 @@ _CURES = {
     "lora": "call enable_lora on the layers where the model is built",
     "kv_cache": "Keras models return no cache",
     "sharding": "steps over several devices are planned for torch models",
+    "pipeline": "steps over several devices are planned for torch models",
     "foreach": "Keras' optimizers have one implementation",
     "fused": "Keras' optimizers have one implementation",
 }

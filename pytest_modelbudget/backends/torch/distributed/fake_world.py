@@ -54,11 +54,16 @@ class FakeWorld:
         with no_modes():
             return init_device_mesh("meta", tuple(dims.values()), mesh_dim_names=tuple(dims))
 
+    def join(self, size: int, rank: int) -> None:
+        """Be another rank than the first one, of a world without a mesh."""
+        _init_process_group(size, rank)
+        self.size = size
 
-def _init_process_group(size: int) -> None:
+
+def _init_process_group(size: int, rank: int = 0) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
 
 
 @contextmanager

@@ -66,6 +66,10 @@ class Recorder(Observer):
         self._maybe_freed: list[int] = []
         self._made_by: dict[int, str] = {}
         self._work: WorkRecorder | None = WorkRecorder(self._numbers.get)
+        self.hold_model(model)
+
+    def hold_model(self, model: nn.Module) -> None:
+        """Parameters and buffers are held before the run."""
         for parameter in (*model.parameters(), *packed_tensors_in(list(model.modules()))):
             self.hold(parameter, "param")
         for buffer in model.buffers():

@@ -53,6 +53,15 @@ class WorkRecorder:
         """What was noted; to be called once, at the end."""
         return self._traffic.finished()
 
+    @property
+    def position(self) -> int:
+        """See `Traffic`."""
+        return self._traffic.position
+
+    def since(self, position: int) -> tuple[Work, ...]:
+        """See `Traffic`."""
+        return self._traffic.since(position)
+
     def note(
         self,
         cost: Cost,

@@ -16,13 +16,16 @@ import torch
 
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 
-Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "broadcast", "other"]
+Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "broadcast", "send", "other"]
 
 COLLECTIVE_NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "fsdp"})
 """Namespaces of operators that move tensors between ranks, or pack and unpack what is moved."""
 
 _PACKING_NAMESPACE = "fsdp"
-_SENDING_NOTHING = ("wait_tensor", "wait_tensors", "_wrap_tensor_autograd", "barrier", "monitored_barrier_")
+_SENDING_NOTHING = (
+    "wait_tensor", "wait_tensors", "_wrap_tensor_autograd", "barrier", "monitored_barrier_", "recv_",
+    "recv_any_source_",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ def sent_bytes(op: str, args: tuple[Any, ...], out: Any) -> SentBytes | None:
         own = splits[_group_rank(args)]
         return SentBytes(kind, input_bytes * (sum(splits) - own) // max(sum(splits), 1), ranks)
     passes = 2 if kind == "all_reduce" else 1
-    return SentBytes(kind, input_bytes if kind == "other" else passes * input_bytes * (ranks - 1) // ranks, ranks)
+    whole = kind in ("send", "other")
+    return SentBytes(kind, input_bytes if whole else passes * input_bytes * (ranks - 1) // ranks, ranks)
 
 
 def _kind(name: str) -> Collective:

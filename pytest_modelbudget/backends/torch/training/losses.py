@@ -51,16 +51,22 @@ class _OwnLoss:
     """The loss that the model returned, or else what `otherwise` makes of its result."""
 
     def __init__(self, otherwise: Callable[[Any], Any]) -> None:
-        self._otherwise = otherwise
+        self.otherwise = otherwise
 
     def __call__(self, out: Any) -> Any:
         loss = own_loss(out)
-        return self._otherwise(out) if loss is None else loss
+        return self.otherwise(out) if loss is None else loss
 
     @property
     def targets(self) -> torch.Tensor | None:
         """See `CrossEntropy`."""
-        return getattr(self._otherwise, "targets", None)
+        return getattr(self.otherwise, "targets", None)
+
+
+def cross_entropy_of(loss: Any) -> CrossEntropy | None:
+    """The cross entropy that a `loss_function` compares targets by, None without one."""
+    loss = loss.otherwise if isinstance(loss, _OwnLoss) else loss
+    return loss if isinstance(loss, CrossEntropy) else None
 
 
 class CrossEntropy:

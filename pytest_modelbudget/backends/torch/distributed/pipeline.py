@@ -1,0 +1,175 @@
+"""A step of training on each rank of a pipeline, recorded: torch's stages and schedules, in a world that sends nothing.
+
+torch's own schedule runs the microbatches of a rank, with its buffers for what is received, what it keeps of outputs
+and losses, and its order; so the number of microbatches that are alive at once is what torch makes it. A model is cut
+between its repeated blocks; see `planner.pipeline`. What each rank sends are tensors that stages hand on, each once.
+
+What is sent is held as long as torch's schedule keeps the work of sending it. Not on the trace: NCCL's own buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from logging import getLogger
+from typing import Any
+
+import torch
+
+from pytest_modelbudget import units
+from pytest_modelbudget.backends.patching import exchanged, patched
+from pytest_modelbudget.backends.torch import compat
+from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
+from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
+from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, record_copy, survey_of
+from pytest_modelbudget.backends.torch.distributed.stage_recorder import NotRepeatableError
+from pytest_modelbudget.backends.torch.distributed.stage_step import StageStep
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.backends.torch.training.weights import MIXED
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import MemoryTrace, Training
+from pytest_modelbudget.planner.loops import resolved
+from pytest_modelbudget.planner.pipeline import Pipeline, pipeline_of
+from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
+
+TIED_NOTE = (
+    "{names}: several ranks need it, so each has it, with a gradient and states of its own; what exchanges these "
+    "gradients is the loop's own and not counted"
+)
+"""What is said of parameters that are on more than one rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankStep:
+    """The step of one rank, and the bytes that it sends in it.
+
+    `holds` says in words which blocks it has; `tied` are the parameters that other ranks have, too.
+    """
+
+    rank: int
+    memory_trace: MemoryTrace
+    sent: int
+    holds: str
+    tied: tuple[str, ...]
+
+
+def record_pipeline(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training) -> ShardedStep:
+    """The step of the rank whose peak is the highest, with the peaks of all ranks in a note.
+
+    Raises:
+        ModelBudgetError: a recipe that a schedule cannot run, a model that cannot be cut so, or the step does not run.
+    """
+    ranks = record_ranks(runnable, sizes, recipe)
+    highest = max(ranks, key=lambda step: step.memory_trace.peak())
+    pipeline = pipeline_of(recipe.pipeline)
+    peaks = ", ".join(f"{step.rank}: {units.size(step.memory_trace.peak())}" for step in ranks)
+    notes = [
+        f"shown is rank {highest.rank}, {highest.holds}, whose peak is the highest; peaks by rank: {peaks}",
+        *([TIED_NOTE.format(names=", ".join(highest.tied))] if highest.tied else []),
+    ]
+    trace = replace(highest.memory_trace, notes=(*notes, *highest.memory_trace.notes))
+    return ShardedStep(trace, {"send": highest.sent}, pipeline.ranks)
+
+
+def record_ranks(
+    runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training, *, repeats: bool = True
+) -> list[RankStep]:
+    """The step of each rank; without `repeats` each microbatch runs itself, which takes long and gives the same.
+
+    Raises:
+        ModelBudgetError: see `record_pipeline`.
+    """
+    recipe = resolved(recipe)
+    _refuse(recipe)
+    pipeline = pipeline_of(recipe.pipeline)
+    cut = survey_of(runnable, sizes, recipe, pipeline)
+    return [_record_rank(runnable, sizes, recipe, pipeline, cut, rank, repeats) for rank in range(pipeline.ranks)]
+
+
+def _refuse(recipe: Training) -> None:
+    if not compat.KNOWN_PIPELINES:
+        raise ModelBudgetError(
+            f"training.pipeline: stages of torch {torch.__version__} were not looked at: update to 2.14 or later"
+        )
+    default = Training()
+    for name in ("sharding", "gradient_accumulation", "no_sync", "in_backward", "offload", "ema", "steps"):
+        if getattr(recipe, name) != getattr(default, name):
+            raise ModelBudgetError(f"training.{name} with pipeline is not planned: leave one of the two out")
+    if recipe.loop in ("hf-trainer", "lightning") or recipe.zero_grad == "before-backward":
+        raise ModelBudgetError(
+            "training.loop: with pipeline, torch's schedule runs the passes: write torch, torchtitan or nanogpt, and "
+            "zero_grad before, after or never"
+        )
+    if recipe.loss in (*LANGUAGE_LOSSES, "none") or recipe.lora.get("base"):
+        key = "lora: base" if recipe.lora.get("base") else f"loss: {recipe.loss}"
+        raise ModelBudgetError(
+            f"training.{key} with pipeline is not planned: write another, or leave one of the two out"
+        )
+    if recipe.precision in MIXED and recipe.checkpointing != "none":
+        raise ModelBudgetError(
+            "training.checkpointing with pipeline and a mixed precision is not planned: write precision: bf16, or "
+            "leave one of the two out"
+        )
+
+
+def _record_rank(
+    runnable: RunnableModel,
+    sizes: Mapping[str, int],
+    recipe: Training,
+    pipeline: Pipeline,
+    cut: CutModel,
+    rank: int,
+    repeats: bool,
+) -> RankStep:
+    steps: list[StageStep] = []
+
+    def recording(*arguments: Any) -> StageStep:
+        steps.append(StageStep(*arguments, pipeline=pipeline, cut=cut, rank=rank, repeats=repeats))
+        return steps[-1]
+
+    try:
+        with _one_rank_of(pipeline.ranks, rank):
+            trace = record_copy(runnable, sizes, recipe, recording)
+    except NotRepeatableError:
+        return _record_rank(runnable, sizes, recipe, pipeline, cut, rank, repeats=False)
+    return RankStep(rank, trace, steps[-1].sent, cut.words(pipeline.stages_of(rank)), steps[-1].tied)
+
+
+@contextmanager
+def _one_rank_of(ranks: int, rank: int) -> Iterator[None]:
+    """Inside, this process is a rank, and what it sends arrives nowhere."""
+    isend = torch.distributed.isend
+    with (
+        fake_world() as fake,
+        patched(torch.random, "fork_rng", lambda *args, **kwargs: nullcontext()),
+        patched(getLogger("torch.distributed.pipelining.schedules"), "disabled", True),  # it lists all of a schedule
+        patched(torch.distributed, "batch_isend_irecv", _one_by_one),
+        exchanged("torch.distributed", {"isend": isend}, {"isend": _sending(isend)}),
+    ):
+        fake.join(ranks, rank)
+        yield
+
+
+def _one_by_one(operations: Sequence[Any]) -> list[Any]:
+    """Sends and receives that a backend would group, which there is none for on meta."""
+    return [operation.op(operation.tensor, operation.peer, operation.group, operation.tag) for operation in operations]
+
+
+def _sending(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`isend` whose work holds what is sent, as that of NCCL and gloo does: a schedule may keep it after it waited."""
+
+    def isend(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return _Sent(original(tensor, *args, **kwargs), tensor)
+
+    return isend
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    work: Any
+    tensor: torch.Tensor
+
+    def wait(self) -> None:
+        """It has arrived."""
+        self.work.wait()

@@ -1,0 +1,210 @@
+"""The memory trace of one rank of a pipeline, whose microbatches are recorded once and then repeated.
+
+All microbatches run the same operators; what differs is when. So the forward and the backward pass of the second one
+(the first makes gradients, and copies of weights under autocast) are repeated for all later ones: their events with
+storages of their own. What torch's schedule itself holds (what stages hand on, losses, outputs) are tensors of the
+same size, so that it is let go of where torch lets go of it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from pytest_modelbudget.backends.torch.compat import no_modes, tree_map_only
+from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.meta.collectives import sent_bytes
+from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import MemoryEvent, MemoryTrace
+from pytest_modelbudget.planner.traffic import Work
+from pytest_modelbudget.summary import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """A tensor that is not held: how it lies in a storage, the number of that, and its size in bytes."""
+
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The events of one pass of a microbatch; `sums` are those of gradients, by their place among the events.
+
+    `out` is what the pass gave to torch's schedule, with what its tensors are like; `lasting` are their storages.
+    """
+
+    events: tuple[MemoryEvent, ...]
+    sums: Mapping[int, tuple[int, int]]
+    work: tuple[Work, ...]
+    out: Any
+    lasting: frozenset[int]
+
+
+@dataclass(slots=True)
+class Microbatch:
+    """What is known of one: its passes by name, or, of one that is repeated, its storages by those of the original."""
+
+    segments: dict[str, Segment] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+
+
+class NotRepeatableError(ModelBudgetError):
+    """A microbatch left something behind that another pass has to let go of."""
+
+
+class StageRecorder(Recorder):
+    """Holds what `kept` names of a model, which is on this rank; hears of nothing while it is `paused`."""
+
+    def __init__(self, model: nn.Module, kept: Collection[str]) -> None:
+        self._kept = kept
+        self.paused = False
+        self._running = False
+        self._sent: list[tuple[int, int]] = []
+        self._repeated: list[list[Work]] = []
+        super().__init__(model)
+
+    def hold_model(self, model: nn.Module) -> None:
+        """What is on this rank is held before the run."""
+        for name, parameter in model.named_parameters():
+            if name in self._kept:
+                self.hold(parameter, "param")
+        for name, buffer in model.named_buffers():
+            if name in self._kept:
+                self.hold(buffer, "buffer")
+
+    def label(self, tensor: torch.Tensor, source: str) -> None:
+        """Which inputs are on this rank is not known yet."""
+
+    def begin_step(self) -> None:
+        """A step begins; what was noted of the one before may be repeated in it."""
+        if self._running:
+            self._work.finished()
+        self._running = True
+        self._repeated = []
+        super().begin_step()
+
+    def hold(self, tensor: torch.Tensor, role: Role) -> None:
+        """In the run, what nobody made is of the model's code ahead of the stage, which makes it in each pass."""
+        if not self._running:
+            super().hold(tensor, role)
+        elif made := tuple(self._new_storages(tensor)):
+            self._events.append(MemoryEvent("", self._path(), self.phase, made, self._take_freed()))
+
+    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+        """Note one operator, and what it sends."""
+        if self.paused or cost.name.startswith("profiler."):
+            return
+        super().operator(cost, view, operands, args, kwargs, out)
+        if cost.name == "c10d.recv_":
+            for tensor in tensors(args[0]):
+                self.set_role(tensor, "received")
+        if (communication := sent_bytes(cost.name, args, out)) is not None:
+            self._sent.append((len(self._events) - 1, communication.bytes))
+
+    def sent(self, first: int) -> int:
+        """Bytes sent from the event `first` on."""
+        return sum(size for index, size in self._sent if index >= first)
+
+    @property
+    def measured(self) -> int:
+        """The first event of the last step."""
+        return self._steps[-1]
+
+    @contextmanager
+    def pass_of(self, microbatch: Microbatch, name: str) -> Iterator[list[Any]]:
+        """Inside, a pass of a microbatch runs; what is put on the list is what it gives to torch's schedule."""
+        self._flush()
+        start, work_start, out = len(self._events), self._work.position, list[Any]()
+        yield out
+        self._flush()
+        events, end = tuple(self._events[start:]), len(self._events)
+        template = tree_map_only(torch.Tensor, self._like, out[0] if out else None)
+        microbatch.segments[name] = Segment(
+            events,
+            {index - start: pair for index, pair in self._sums.items() if start <= index < end},
+            self._work.since(work_start),
+            template,
+            frozenset(self._numbers.get(storage_key(tensor), -1) for tensor in tensors(out)),
+        )
+
+    def repeat(self, original: Microbatch, name: str, microbatch: Microbatch) -> Any:
+        """The pass `name` of `original` runs for `microbatch`; gives what it gives to torch's schedule."""
+        segment, numbers = original.segments[name], microbatch.numbers
+        self._flush()
+        start = len(self._events)
+        for event in segment.events:
+            for number, _ in event.made:
+                if number not in numbers:
+                    numbers[number] = self._next_number
+                    self._next_number += 1
+                    if number in self._roles:
+                        self._roles[numbers[number]] = self._roles[number]
+        lasting = self._lasting(original)
+        for event in segment.events:
+            made = tuple((numbers[number], size) for number, size in event.made)
+            freed = tuple(numbers[number] for number in event.freed if number in numbers and number not in lasting)
+            self._events.append(replace(event, made=made, freed=freed))
+        for index, (number, operand) in segment.sums.items():
+            if operand in numbers:
+                self._sums[start + index] = numbers[number], numbers[operand]
+        self._repeated.append(list(segment.work))
+        with no_modes(), torch.no_grad():
+            return tree_map_only(Like, lambda like: self._stand_in(like, numbers[like.storage]), segment.out)
+
+    def _like(self, tensor: torch.Tensor) -> Like:
+        offset, shape, stride = tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
+        number, size = self._numbers.get(storage_key(tensor), -1), tensor.untyped_storage().nbytes()
+        return Like(tensor.dtype, offset, shape, stride, number, size)
+
+    def _stand_in(self, like: Like, number: int) -> torch.Tensor:
+        """A tensor on memory of its own, whose number is `number`."""
+        storage = torch.UntypedStorage(like.bytes, device="meta")
+        tensor = torch.empty(0, dtype=like.dtype, device="meta").set_(storage, like.offset, like.shape, like.stride)
+        key = storage_key(tensor)
+        self._sizes[key], self._numbers[key] = like.bytes, number
+        self._alive[key] = weakref.ref(storage, lambda _: self._maybe_freed.append(key)), StorageWeakRef(storage)
+        return tensor
+
+    def check_repeatable(self, microbatch: Microbatch) -> None:
+        """All of the passes of a microbatch are over.
+
+        Raises:
+            NotRepeatableError: some of what they made is still there, or they gave what was there before.
+        """
+        events = [event for segment in microbatch.segments.values() for event in segment.events]
+        made = {number for event in events for number, _ in event.made}
+        freed = {number for event in events for number in event.freed}
+        lasting = self._lasting(microbatch)
+        if made - freed - lasting or lasting - made:
+            raise NotRepeatableError
+
+    def _lasting(self, microbatch: Microbatch) -> frozenset[int]:
+        return frozenset().union(*(segment.lasting for segment in microbatch.segments.values()))
+
+    def memory_trace(self) -> MemoryTrace:
+        """What was noted, with the work of what was repeated."""
+        memory_trace = super().memory_trace()
+        return replace(memory_trace, work=(*(memory_trace.work or ()), *self._repeated_work()))
+
+    def _repeated_work(self) -> Iterator[Work]:
+        """Each pass that is repeated is one of its own, which reads and leaves what the original did."""
+        number = 0
+        for items in self._repeated:
+            number -= 1
+            for item in items:
+                yield replace(item, pass_number=number)

@@ -1,0 +1,241 @@
+"""What one rank of a pipeline does in a step: torch's schedule of its stages, and the optimizer of their parameters."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, calls_of
+from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
+from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
+from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.model.pytree import tensors
+from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
+from pytest_modelbudget.backends.torch.training.loop import LoopOutputs
+from pytest_modelbudget.backends.torch.training.losses import CrossEntropy, cross_entropy_of, loss_function
+from pytest_modelbudget.backends.torch.training.optimizers import notes_of
+from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording, drop_gradients
+from pytest_modelbudget.backends.torch.training.weights import MIXED
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Training
+from pytest_modelbudget.planner.loops import loop_of
+from pytest_modelbudget.planner.pipeline import SCHEDULES, Pipeline
+from pytest_modelbudget.summary import Phase
+
+
+class StageStep(StepRecording):
+    """Runs torch's schedule on one rank instead of a loop's passes."""
+
+    def __init__(self, *arguments: Any, pipeline: Pipeline, cut: CutModel, rank: int, repeats: bool) -> None:
+        super().__init__(*arguments)
+        self.pipeline, self.cut, self.rank, self.repeats = pipeline, cut, rank, repeats
+        self.stage_indices = pipeline.stages_of(rank)
+        self.sent = 0
+        self.kept: list[nn.Parameter] = []
+        self.tied: tuple[str, ...] = ()
+        self.running: StageModule | None = None
+
+    def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
+        """One that holds what the stages of this rank need."""
+        names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())]
+        kept = {name for name in names if any(self.cut.needs(stage, name) for stage in self.stage_indices)}
+        self.kept = [parameter for name, parameter in self.model.named_parameters() if name in kept]
+        for name, parameter in self.model.named_parameters():
+            if name not in kept:
+                parameter.requires_grad_(False)
+        others = [stage for stage in range(self.pipeline.stages) if stage not in self.stage_indices]
+        self.tied = tuple(
+            name
+            for name, _ in self.model.named_parameters()
+            if name in kept and any(self.cut.needs(stage, name) for stage in others)
+        )
+        self.recorder = lambda model: StageRecorder(model, kept)
+        recorder = super().recorder_for(call, kernels)
+        for number, tensor in enumerate(tensors((call.args, call.kwargs))):
+            if any(self.cut.needs(stage, number) for stage in self.stage_indices):
+                recorder.hold(tensor, "input")
+        return recorder
+
+    def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
+        """Run `STEPS` steps of the schedule."""
+        assert isinstance(recorder, StageRecorder)
+        params = [parameter for parameter in self.kept if parameter.requires_grad]
+        optimizer = self.optimizer(recipe, params, self.model) if params else None
+        losses = list[torch.Tensor]()
+        target = self.target(recorder)
+        stages = self.stages(recipe, call, recorder, kernels)
+        schedule = self.schedule(stages, recipe)
+        given, ends = self.arguments(schedule, recipe, call, target, losses)
+        outputs = LoopOutputs(recorder)
+        for step in range(STEPS):
+            if step:
+                gc.collect(0)  # as in a step without stages
+            recorder.begin_step()
+            for stage in stages:
+                stage.begin_step()
+            if recipe.zero_grad == "before":
+                drop_gradients(params)
+            with kernels.autocast(MIXED.get(recipe.precision)):
+                outputs.returned(_stepped(schedule, given, ends))
+            if recipe.outputs != "kept":
+                outputs.drop()
+            if optimizer is not None:
+                self.update(optimizer.step, recorder)
+                for tensor in tensors(list(optimizer.state.values())):
+                    recorder.set_role(tensor, "optimizer")
+            if recipe.zero_grad == "after":
+                drop_gradients(params)
+        self.notes += notes_of(optimizer)
+        outputs.note_last()
+        self.sent = recorder.sent(recorder.measured)
+        return outputs, losses, optimizer, schedule
+
+    def arguments(
+        self, schedule: Any, recipe: Training, call: ModelCall, target: torch.Tensor | None, losses: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What a step of the schedule is called with: the first stage gets inputs, the last one what a loss needs."""
+        given = tensors((call.args, call.kwargs)) if 0 in self.stage_indices else []
+        ends: dict[str, Any] = {} if target is None else {"target": target, "losses": losses}
+        if recipe.outputs == "dropped" and "return_outputs" in inspect.signature(schedule.step).parameters:
+            ends["return_outputs"] = False
+        return list(given), ends
+
+    def stages(self, recipe: Training, call: ModelCall, recorder: StageRecorder, kernels: DeviceKernels) -> list[Any]:
+        """torch's stages of this rank."""
+        from pytest_modelbudget.backends.torch.distributed.stages import RecordedStage
+
+        return [
+            RecordedStage(
+                module,
+                stage,
+                self.pipeline.stages,
+                recorder=recorder,
+                enter=self.entering(recipe, recorder, kernels),
+                repeats=self.repeats and not self.pipeline.splits_backward,
+                **self.metadata(stage, call),
+            )
+            for stage, module in zip(self.stage_indices, self.modules(call, recorder), strict=True)
+        ]
+
+    def modules(self, call: ModelCall, recorder: StageRecorder) -> list[StageModule]:
+        """What the stages of this rank run."""
+        calls, survey = calls_of(call, self.pipeline.microbatches), self.cut.survey
+        named = dict(self.model.named_parameters())
+        modules = []
+        for stage in self.stage_indices:
+            own = [parameter for name, parameter in named.items() if self.cut.needs(stage, name)]
+            modules.append(StageModule(self.model, self.cut.blocks_of_stage(stage), survey, calls, recorder, own))
+        for index, name in enumerate(survey.blocks):
+            block = self.model.get_submodule(name)
+            block.forward = self.run_block(index, block.forward)  # the model is a copy
+        return modules
+
+    def run_block(self, index: int, original: Any) -> Any:
+        """What a block runs: what the stage that is running makes of it."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            assert self.running is not None
+            return self.running.run_block(index, original, args, kwargs)
+
+        return forward
+
+    def entering(self, recipe: Training, recorder: StageRecorder, kernels: DeviceKernels) -> Any:
+        """What makes the context of a part of a step."""
+        loop = loop_of(recipe)
+
+        @contextmanager
+        def enter(phase: Phase, module: StageModule) -> Iterator[None]:
+            self.running, recorder.phase, self.doing = module, phase, f"{phase} pass of a stage"
+            kernels.keeps_casts = loop.caches_casts and phase != "backward"
+            kernels.guessing = phase == "loss"
+            enabled = torch.is_autocast_enabled("cpu")
+            torch.set_autocast_enabled("cpu", enabled and phase != "backward")
+            try:
+                yield
+            finally:
+                torch.set_autocast_enabled("cpu", enabled)
+            if phase == "backward":
+                for parameter in self.kept:
+                    if parameter.grad is not None:
+                        recorder.set_role(parameter.grad, "gradient")
+
+        return enter
+
+    def target(self, recorder: StageRecorder) -> torch.Tensor | None:
+        """What the loss compares with, of all microbatches, on the last stage."""
+        if self.pipeline.stages - 1 not in self.stage_indices:
+            return None
+        shape = self.cut.targets or (1,)
+        with no_modes():
+            target = torch.empty((shape[0] * self.pipeline.microbatches, *shape[1:]), dtype=torch.int64, device="meta")
+        if self.cut.targets:
+            recorder.hold(target, "input")
+        return target
+
+    def metadata(self, stage: int, call: ModelCall) -> dict[str, Any]:
+        """What a stage takes and gives, which torch would find out in a first step."""
+        survey, count = self.cut.survey, self.pipeline.microbatches
+
+        def handed_on(cut: int) -> torch.Tensor:
+            hidden = survey.hidden[cut]
+            with no_modes():
+                return torch.empty_strided(
+                    hidden.shape, hidden.stride(), dtype=hidden.dtype, device="meta"
+                ).requires_grad_()
+
+        blocks = self.cut.blocks_of_stage(stage)
+        first = tuple(tensors(calls_of(call, count)[0])) if not stage else (handed_on(blocks[0]),)
+        last = stage == self.pipeline.stages - 1
+        with no_modes():
+            number = torch.empty((), device="meta")
+        return {"input_args": first, "output_args": (number if last else handed_on(blocks[-1] + 1),)}
+
+    def schedule(self, stages: Sequence[Any], recipe: Training) -> Any:
+        """torch's schedule of these stages.
+
+        Raises:
+            ModelBudgetError: this version of torch does not have it, or it does not run so many microbatches.
+        """
+        from torch.distributed.pipelining import schedules
+
+        name = SCHEDULES[self.pipeline.schedule]
+        last = next((stage for stage in stages if stage.is_last), None)
+        loss_of, count = loss_function(recipe), 0
+
+        def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            index, count = count % self.pipeline.microbatches, count + 1
+            assert last is not None
+
+            def run() -> torch.Tensor:
+                compared = cross_entropy_of(loss_of)
+                if isinstance(compared, CrossEntropy):
+                    compared.targets = target
+                returned, last.module.returned = last.module.returned, None
+                made: torch.Tensor = loss_of(output if returned is None else returned)
+                return made
+
+            return last.loss(index, run)
+
+        try:
+            kind = schedules.get_schedule_class(name)
+            several = issubclass(kind, schedules.PipelineScheduleMulti)
+            return kind(list(stages) if several else stages[0], self.pipeline.microbatches, loss)
+        except ValueError as error:
+            raise ModelBudgetError(f"training.pipeline: {self.pipeline.schedule}: {error}") from error
+
+
+def _stepped(schedule: Any, given: Sequence[torch.Tensor], ends: Mapping[str, Any]) -> Any:
+    """What a step of the schedule returns; an error of the model's code comes through as it was."""
+    try:
+        return schedule.step(*given, **ends)
+    except RuntimeError as error:
+        raise error.__cause__ or error from None

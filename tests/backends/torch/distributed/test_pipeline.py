@@ -1,0 +1,198 @@
+"""Steps of the ranks of a pipeline, worked out by hand, and against runs in which each microbatch runs itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_modelbudget.backends.torch.distributed.pipeline import RankStep, record_ranks
+from pytest_modelbudget.backends.torch.model.build import abstract
+from pytest_modelbudget.backends.torch.planning import make_plans
+from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.inputs import parse
+from pytest_modelbudget.planner import MemoryTrace, Training
+from tests.backends.torch.rank_steps import BLOCK, FLOAT, TABLE, lasting
+from tests.backends.torch.real_ranks import TOKENS, WIDTH, Block, Transformer
+from tests.versions import since
+
+pytestmark = since("torch", "2.14", "stages of earlier releases were not looked at")
+
+BATCH = 8
+ROWS = FLOAT * BATCH * TOKENS * WIDTH
+"""What all microbatches hand on, from one stage to the next."""
+
+
+class Deep(Transformer):
+    """Six blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(6))
+
+
+class Tied(Deep):
+    """The head is the table of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm_head.weight = self.embed_tokens.weight
+
+
+class Skipping(Deep):
+    """The embedding goes past all blocks."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out = first = self.embed_tokens(ids)
+        for layer in self.layers:
+            out = layer(out)
+        return self.lm_head(self.norm(out + first))
+
+
+class Residual(Deep):
+    """What a block is called with is added by the code around it."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out = self.embed_tokens(ids)
+        for layer in self.layers:
+            out = out + layer(out)
+        return self.lm_head(self.norm(out))
+
+
+class Failing(Deep):
+    """Its code fails in the second microbatch."""
+
+    calls = 0
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        type(self).calls += 1
+        if self.calls > 2:
+            raise ValueError("no more")
+        return super().forward(ids)
+
+
+def ranks_of(pipeline: dict[str, Any], build: Any = Deep, *, repeats: bool = True, **recipe: Any) -> list[RankStep]:
+    with abstract():
+        model = build()
+    training = Training(pipeline=pipeline, **{"loss": "cross_entropy", **recipe})
+    inputs = parse(f"int64[{BATCH}, {TOKENS}]")
+    return record_ranks(RunnableModel("model", model, inputs), {}, training, repeats=repeats)
+
+
+def test_states_and_bytes_sent() -> None:
+    """Each rank has its blocks' parameters, gradients and two states; it sends activations on, and gradients back."""
+    first, middle, last = ranks_of({"ranks": 3, "microbatches": 4})
+    for step, parameters in (
+        (first, TABLE + 2 * BLOCK),
+        (middle, 3 * BLOCK),
+        (last, BLOCK + 2 * WIDTH + TABLE),
+    ):
+        sums = lasting(step.memory_trace)
+        assert sums["param"] == sums["gradient"] == FLOAT * parameters
+        assert sums["optimizer"] == pytest.approx(2 * FLOAT * parameters, abs=1000)  # and a counter for each
+    assert [step.sent for step in (first, middle, last)] == [ROWS, 2 * ROWS, ROWS]
+    assert [lasting(step.memory_trace)["input"] for step in (first, last)] == [8 * BATCH * TOKENS] * 2
+    assert "input" not in lasting(middle.memory_trace)
+    # room for what each microbatch gets of the stage before, and of the one after
+    received = [lasting(step.memory_trace).get("received", 0) for step in (first, middle, last)]
+    assert received == [ROWS, 2 * ROWS, ROWS]
+
+
+def most_in_flight(trace: MemoryTrace, block: str) -> int:
+    """How many results of the activation function of a block are alive at once in the last step."""
+    alive: set[int] = set()
+    most = 0
+    for event in trace.events[trace.measured :]:
+        alive.difference_update(event.freed)
+        if event.op == "aten.gelu" and event.path == block:
+            alive.update(number for number, _ in event.made)
+        most = max(most, len(alive))
+    return most
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("1f1b", [3, 2, 1]), ("gpipe", [4, 4, 4])])
+def test_microbatches_in_flight(schedule: str, expected: list[int]) -> None:
+    """1F1B keeps the activations of as many microbatches as there are stages to come, GPipe those of all."""
+    split = ["layers.2", "layers.4"]
+    steps = ranks_of({"ranks": 3, "schedule": schedule, "microbatches": 4, "split": split})
+    assert [most_in_flight(step.memory_trace, f"layers.{2 * step.rank}") for step in steps] == expected
+
+
+SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "1f1b": ({"ranks": 2, "microbatches": 4}, {}),
+    "gpipe": ({"ranks": 2, "schedule": "gpipe", "microbatches": 4}, {"zero_grad": "after"}),
+    "mixed": ({"ranks": 2, "microbatches": 4}, {"precision": "bf16-mixed", "outputs": "dropped"}),
+    "recomputed": ({"ranks": 2, "microbatches": 4}, {"checkpointing": "blocks"}),
+    "interleaved": ({"ranks": 2, "schedule": "interleaved1f1b", "microbatches": 4}, {"outputs": "until-step"}),
+    "lora": ({"ranks": 2, "microbatches": 2}, {"lora": {"rank": 4, "targets": ["q_proj"]}}),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "1f1b" else pytest.mark.slow) for case in SAME]
+)
+def test_microbatches_that_are_repeated(case: str) -> None:
+    """Operator by operator, as much is alive as where each microbatch runs itself; FLOPs are the same, too."""
+    pipeline, recipe = SAME[case]
+    pairs = zip(ranks_of(pipeline, **recipe), ranks_of(pipeline, repeats=False, **recipe), strict=True)
+    for repeated, run in pairs:
+        curves = [
+            [
+                (event.op, event.path, event.made and sum(size for _, size in event.made), alive)
+                for event, alive in zip(trace.events, trace.alive(), strict=True)
+                if event.op
+            ]
+            for trace in (repeated.memory_trace, run.memory_trace)
+        ]
+        assert curves[0] == curves[1]
+        flops = [sum(work.flops for work in trace.work or ()) for trace in (repeated.memory_trace, run.memory_trace)]
+        assert flops[0] == flops[1] > 0
+        assert repeated.sent == run.sent
+
+
+def test_plan() -> None:
+    """The plan is that of the highest rank, and says so; what is tied is on both ends."""
+    with abstract():
+        model = Tied()
+    training = Training(pipeline={"ranks": 2, "microbatches": 4}, loss="cross_entropy")
+    [plan] = make_plans(
+        model,
+        name="model",
+        inputs=parse(f"int64[B, {TOKENS}]"),
+        sizes={"B": BATCH},
+        recipes=[training],
+        built_here=True,
+    )
+    assert plan.ranks == 2
+    assert plan.communication_bytes == ROWS
+    text = str(plan)
+    assert "shown is rank 0, layers.0 to layers.2, whose peak is the highest; peaks by rank: 0: " in text
+    assert "embed_tokens.weight: several ranks need it" in text
+    assert not torch.distributed.is_initialized()
+    assert torch.distributed.isend.__module__.startswith("torch.")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "recipe", "build", "mistake"),
+    [
+        ({"ranks": 2, "microbatches": 3}, {}, Deep, "batch of 8 does not divide into 3 microbatches"),
+        ({"ranks": 2}, {"loss": "auto"}, Deep, "a pipeline needs a loss"),
+        ({"ranks": 2}, {"sharding": {"fsdp": 2}}, Deep, "training.sharding with pipeline is not planned"),
+        ({"ranks": 2}, {"gradient_accumulation": 2}, Deep, "training.gradient_accumulation with pipeline"),
+        ({"ranks": 2}, {"loop": "lightning"}, Deep, "torch's schedule runs the passes"),
+        ({"ranks": 2}, {}, Skipping, "layers.3 cannot begin a stage"),
+        ({"ranks": 2}, {}, Residual, "layers.3 cannot begin a stage"),
+        ({"ranks": 2}, {}, lambda: nn.Embedding(9, 9), "the model has no repeated blocks"),
+        ({"ranks": 2, "split": ["blocks.1"]}, {}, Deep, "the model has no module blocks"),
+        ({"ranks": 2}, {}, Failing, "ValueError: no more"),
+    ],
+)
+def test_mistakes(pipeline: dict[str, Any], recipe: dict[str, Any], build: Any, mistake: str) -> None:
+    """What a schedule cannot run, and models that cannot be cut, with their cure."""
+    with pytest.raises(ModelBudgetError, match=re.escape(mistake)):
+        ranks_of(pipeline, build, **recipe)
+    assert not torch.distributed.is_initialized()
