@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner.fp8 import fp8_text
 from pytest_modelbudget.planner.lora import lora_text
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
@@ -95,7 +96,8 @@ class Training:
     is a step of several models, `module:callable`, called with the models, the inputs and, where it takes `optimizers`,
     those by the models' names; it calls `backward` and `step` itself.
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
-    `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
+    `bf16-mixed`). `fp8` beside it has linear layers multiply in 8 bits, as torchao converts them (see `Fp8`).
+    `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), `{every: 2}` (the
     last of each two), `{save: [matmul, attention]}` (but for results of these operators), or `module:callable`, called
     with the model. `zero_grad` lets go of gradients before the forward pass, after the optimizer's step, or never.
@@ -128,6 +130,7 @@ class Training:
     ema: bool = False
     steps: NameOrCallable = "none"
     precision: Precision = "fp32"
+    fp8: str | Mapping[str, Any] = "none"
     gradient_accumulation: int = 1
     checkpointing: NameOrCallable | Mapping[str, Any] = "none"
     foreach: bool | None = None
@@ -249,6 +252,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "ema": lambda flag: "average of the weights",
     "offload": lambda parts: f"{' and '.join(parts)} on the host",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",
+    "fp8": fp8_text,
     "checkpointing": _checkpointing_text,
     "zero_grad": lambda when: f"zero_grad {when}",
     "loss": lambda loss: f"loss {_reference_name(loss)}",

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.checkpointing import CHECKPOINTING_SCHEMA, check_checkpointing
+from pytest_modelbudget.planner.fp8 import FP8_SCHEMA, check_fp8
 from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
 from pytest_modelbudget.planner.recipe import (
     FULLY_SHARDED,
@@ -166,6 +167,12 @@ def _check_mapping(value: Any) -> tuple[str, Any]:
     return ("" if isinstance(value, Mapping) else "write a mapping"), value
 
 
+def _check_precision(value: Any) -> tuple[str, Any]:
+    allowed = get_args(Precision)
+    hint = "; training in fp8 is a key beside it: fp8: rowwise" if value == "fp8" else ""
+    return ("" if value in allowed else f"write {', '.join(allowed[:-1])} or {allowed[-1]}{hint}"), value
+
+
 def _check_blocks(value: Any) -> tuple[str, Any]:
     if isinstance(value, Mapping):
         return check_checkpointing(value)
@@ -211,7 +218,8 @@ KEYS: dict[str, Key] = {
     "offload": Key(
         _check_offload, _OFFLOAD, "what is kept on the host: [optimizer, gradients, activations], or [params]"
     ),
-    "precision": _check_choice(*get_args(Precision)),
+    "precision": Key(_check_precision, {"enum": list(get_args(Precision))}),
+    "fp8": Key(check_fp8, FP8_SCHEMA, "linear layers that multiply in 8 bits: rowwise, or {recipe: rowwise, skip: []}"),
     "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),
     "checkpointing": Key(_check_blocks, {"anyOf": [{"enum": ["none", "blocks"]}, CHECKPOINTING_SCHEMA, REFERENCE]}),
     "foreach": _check_flag(),

@@ -38,7 +38,14 @@ def test_every_key_is_read() -> None:
         pytest.param({"optimizer": "adamww"}, "training.optimizer: write adamw, ", id="unknown optimizer"),
         pytest.param({"batch": 0}, "training.batch: write a whole number, at least 1, not 0", id="no batch"),
         pytest.param({"batch": True}, "training.batch", id="a flag for a number"),
-        pytest.param({"precision": "fp8"}, "training.precision: write fp32, bf16, ", id="unknown precision"),
+        pytest.param({"precision": "fp8"}, "a key beside it: fp8: rowwise", id="fp8 is no precision"),
+        pytest.param({"precision": "fp4"}, "training.precision: write fp32, bf16, ", id="unknown precision"),
+        pytest.param({"fp8": "delayed"}, "training.fp8: write none, tensorwise, rowwise, ", id="unknown recipe of fp8"),
+        pytest.param({"fp8": {"filter": ["head"]}}, "training.fp8: filter is unknown: write {recipe", id="fp8 option"),
+        pytest.param({"fp8": {"skip": "head"}}, "training.fp8: skip: write a list of globs", id="skip is no list"),
+        pytest.param(
+            {"fp8": {"recipe": "rowwise", "all_gather": True}}, "all_gather is for tensorwise", id="rows gathered"
+        ),
         pytest.param({"dims": {"T": "long"}}, "training.dims: write a mapping of names", id="dims"),
         pytest.param({"compile": True}, "training.compile: compiled training is not planned", id="compile"),
         pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
@@ -93,7 +100,7 @@ def test_words_tell_recipes_apart(name: str) -> None:
         "batch": 3, "dims": {"T": 5}, "optimizer": "sgd", "optimizer_options": {"amsgrad": True}, "precision": "bf16",
         "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
         "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "no_sync": True, "kernels": "cpu", "compile": "xla",
-        "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"],
+        "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"], "fp8": "rowwise",
         "outputs": "dropped", "loop": "nanogpt",
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())
@@ -122,6 +129,8 @@ WORDS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "LoRA of rank 4 on q_proj, v_proj, over nf4 (double_quant, block 128, compute bf16, not a.*)",
     ),
+    "fp8": ({"fp8": {"recipe": "rowwise", "skip": ["a.*"]}}, "fp8 rowwise, not a.*"),
+    "fp8 of all": ({"fp8": {"skip": [], "all_gather": True}}, "fp8 tensorwise, the head too, gathered in fp8"),
     "every": ({"checkpointing": {"every": 2}}, "checkpointing every 2 blocks"),
     "operators": (
         {"checkpointing": {"save": ["matmul", "aten.max"]}},

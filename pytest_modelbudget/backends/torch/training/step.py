@@ -42,6 +42,7 @@ from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.training.caches import CachePlace, given_arguments, places, tensors_inside
 from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
+from pytest_modelbudget.backends.torch.training.float8 import check_fp8
 from pytest_modelbudget.backends.torch.training.fused_losses import FusedLoss, loss_rules
 from pytest_modelbudget.backends.torch.training.head import Head, find_head
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
@@ -191,6 +192,7 @@ class StepRecording:
         stack.enter_context(weights_cast(self.model, HALF.get(recipe.precision)))
         if isinstance(recipe, Training):
             check_offload(recipe)
+            check_fp8(recipe, sharded=self.shard is not None)
             stack.enter_context(recipe_patches(self.model, self.patching(recipe), around=lambda: kernels))
         if self.shard is not None:
             self.doing = "sharding"

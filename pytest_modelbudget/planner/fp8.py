@@ -1,0 +1,81 @@
+"""`fp8` in a recipe: linear layers that multiply in 8 bits, as torchao converts them; how it is written and told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FP8_RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
+"""Scales by torchao's names: one for a tensor, one for a row, or that with gradients of weights not in 8 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8:
+    """Which layers are converted, and how: `recipe` is one of `FP8_RECIPES`.
+
+    Layers whose names match a glob of `skip` are left as they are; by default (None) the head is. With `all_gather`
+    FSDP2 gathers what is cast already.
+    """
+
+    recipe: str
+    skip: tuple[str, ...] | None = None
+    all_gather: bool = False
+
+    @classmethod
+    def of(cls, written: str | Mapping[str, Any]) -> Fp8 | None:
+        """What `fp8: rowwise` or `fp8: {recipe: rowwise, skip: []}` says, which was checked before; None for none."""
+        if isinstance(written, str):
+            return None if written == "none" else cls(written)
+        skip = written.get("skip")
+        return cls(
+            recipe=str(written.get("recipe", FP8_RECIPES[0])),
+            skip=None if skip is None else tuple(skip),
+            all_gather=bool(written.get("all_gather", False)),
+        )
+
+
+def fp8_text(written: str | Mapping[str, Any]) -> str:
+    """What changes memory, in words: `fp8 rowwise, not *.router, gathered in fp8`."""
+    fp8 = Fp8.of(written)
+    assert fp8 is not None
+    skipped = "" if fp8.skip is None else f", not {', '.join(fp8.skip)}" if fp8.skip else ", the head too"
+    return f"fp8 {fp8.recipe}{skipped}" + (", gathered in fp8" if fp8.all_gather else "")
+
+
+def check_fp8(value: Any) -> tuple[str, Any]:
+    """What is wrong with a written `fp8` (empty: nothing), and the same."""
+    if not isinstance(value, Mapping):
+        return ("" if value in ("none", *FP8_RECIPES) else f"write none, {_NAMES} or {_EXAMPLE}"), value
+    if unknown := set(value) - {"recipe", "skip", "all_gather"}:
+        return f"{min(map(str, unknown))} is unknown: write {_EXAMPLE}", value
+    recipe, skip = value.get("recipe", FP8_RECIPES[0]), value.get("skip", [])
+    all_gather = value.get("all_gather", False)
+    if recipe not in FP8_RECIPES:
+        return f"recipe: write {_NAMES}", value
+    if not isinstance(skip, list | tuple) or not all(isinstance(glob, str) for glob in skip):
+        return "skip: write a list of globs over layers' names", value
+    if not isinstance(all_gather, bool):
+        return "all_gather: write true or false", value
+    is_rowwise = all_gather and recipe != FP8_RECIPES[0]
+    return ("all_gather is for tensorwise: torchao gathers weights with one scale alone" if is_rowwise else ""), value
+
+
+_NAMES = ", ".join(FP8_RECIPES)
+_EXAMPLE = "{recipe: rowwise, skip: [lm_head], all_gather: false}"
+
+FP8_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"enum": ["none", *FP8_RECIPES]},
+        {
+            "type": "object",
+            "properties": {
+                "recipe": {"enum": list(FP8_RECIPES)},
+                "skip": {"type": "array", "items": {"type": "string"}},
+                "all_gather": {"type": "boolean"},
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
+"""`fp8` as a JSON schema."""
