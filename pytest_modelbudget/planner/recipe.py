@@ -68,6 +68,8 @@ class Inference:
     `batch` and `dims` size the symbolic dimensions (None, {}: as the model is registered). `precision` casts the
     weights and floating inputs (`bf16`, `fp16`) or runs under autocast (`-mixed`). `kv_cache` is the number of tokens
     whose keys and values the model keeps while it generates, 0 for none; it needs a model that returns its cache.
+    `offload` are globs over modules whose weights are on the host, and on the device while they run (accelerate's
+    `device_map` with `cpu`).
     `steps` is `module:callable`, called with the models and the inputs instead of the model with the inputs.
     `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2. `compile: xla` compiles
     the call of a JAX model for the CPU (`auto`: it is not compiled, and its peak not known).
@@ -77,6 +79,7 @@ class Inference:
     dims: Mapping[str, int] = field(default_factory=dict)
     precision: Precision = "fp32"
     kv_cache: int = 0
+    offload: tuple[str, ...] = ()
     steps: NameOrCallable = "none"
     compile: Compile = "auto"
     kernels: Kernels = "cuda"

@@ -58,7 +58,8 @@ def parse(section: Any, kind: RecipeType) -> AnyRecipe:
 
 def key_of(kind: RecipeType, name: str) -> Key:
     """How the key `name` of a kind of recipe is written."""
-    return SERVING_KEYS[name] if kind is Serving and name in SERVING_KEYS else KEYS[name]
+    own = {Serving: SERVING_KEYS, Inference: INFERENCE_KEYS}.get(kind, {})
+    return own[name] if name in own else KEYS[name]
 
 
 def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
@@ -160,7 +161,17 @@ def _check_ema(value: Any) -> tuple[str, Any]:
 def _check_offload(value: Any) -> tuple[str, Any]:
     parts = [value] if isinstance(value, str) else value
     valid = isinstance(parts, (list, tuple)) and set(parts) <= set(OFFLOADED)
-    return ("" if valid else f"write a list of {', '.join(OFFLOADED)}"), tuple(sorted(parts)) if valid else ()
+    hint = "; modules are named for inference alone" if isinstance(value, Mapping) else ""
+    return ("" if valid else f"write a list of {', '.join(OFFLOADED)}{hint}"), tuple(sorted(parts)) if valid else ()
+
+
+def _check_offloaded_modules(value: Any) -> tuple[str, Any]:
+    """`[params]` is the whole model; a mapping names modules."""
+    if value in (["params"], ("params",), "params"):
+        return "", ("*",)
+    globs = value.get("params") if isinstance(value, Mapping) and set(value) == {"params"} else None
+    valid = isinstance(globs, (list, tuple)) and bool(globs) and all(isinstance(glob, str) for glob in globs)
+    return ("" if valid else "write [params], or {params: [model.layers.2?]}, globs over modules"), tuple(globs or ())
 
 
 def _check_mapping(value: Any) -> tuple[str, Any]:
@@ -203,6 +214,12 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": True}
+_OFFLOADED_MODULES = {
+    "type": "object",
+    "required": ["params"],
+    "properties": {"params": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
+    "additionalProperties": False,
+}
 _DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _RANKS = {**SIZES, "properties": {"casts": {"enum": list(get_args(Casts))}}}
 _SHARDING = {"anyOf": [_RANKS, {"const": "none"}, REFERENCE]}
@@ -237,6 +254,15 @@ KEYS: dict[str, Key] = {
     "loop": _check_choice(*get_args(LoopName)),
 }
 """The keys of all kinds of recipes."""
+
+INFERENCE_KEYS: dict[str, Key] = {
+    "offload": Key(
+        _check_offloaded_modules,
+        {"anyOf": [{"const": ["params"]}, _OFFLOADED_MODULES]},
+        "weights that are on the host: [params], or those of modules, {params: [model.layers.2?]}",
+    ),
+}
+"""The keys of `inference` that take other values than those of `training`."""
 
 SERVING_KEYS: dict[str, Key] = {
     "dims": KEYS["dims"],

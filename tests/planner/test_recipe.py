@@ -82,6 +82,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"sharding": {"casts": "policy"}}, "training.sharding: write {fsdp: 8", id="casts without ranks"),
         pytest.param({"sharding": {"fsdp": 8, "casts": "amp"}}, "casts is one of autocast, policy, both", id="casts"),
         pytest.param({"sharding": {"ddp": 8, "casts": "policy"}}, "casts is for fsdp", id="casts without fsdp"),
+        pytest.param({"offload": {"params": ["a"]}}, "params; modules are named for inference alone", id="modules"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
         pytest.param([1], "training: write a mapping", id="a list"),
     ],
@@ -91,6 +92,15 @@ def test_mistakes_name_the_key_and_the_cure(written: Any, said: str) -> None:
     with pytest.raises(ModelBudgetError) as caught:
         parse(written, Training)
     assert said in str(caught.value)
+
+
+def test_weights_on_the_host_in_inference() -> None:
+    """All, or those of named modules; nothing else is there to be left."""
+    assert parse({"offload": ["params"]}, Inference) == Inference(offload=("*",))
+    assert describe(parse({"offload": {"params": ["a.*", "b"]}}, Inference)) == "fp32, a.* and b on the host"
+    for written in (["optimizer"], {"params": []}, {"modules": ["a"]}):
+        with pytest.raises(ModelBudgetError, match=r"inference.offload: write \[params\], or {params: "):
+            parse({"offload": written}, Inference)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Training)])
@@ -110,7 +120,8 @@ def test_words_tell_recipes_apart(name: str) -> None:
     looped = [describe(Training(sharding=sharding, loop="torchtitan")) for sharding in ranks]
     assert looped == ["adamw, fp32, fsdp 8, loop torchtitan", "adamw, fp32, fsdp 8, casts autocast, loop torchtitan"]
     if name in {field.name for field in fields(Inference)}:
-        assert describe(parse({name: other[name]}, Inference)) != describe(Inference())
+        written = {**other, "offload": {"params": ["layers.1?"]}}[name]
+        assert describe(parse({name: written}, Inference)) != describe(Inference())
 
 
 WORDS: dict[str, tuple[dict[str, Any], str]] = {
