@@ -21,9 +21,9 @@ from torch import nn
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
+from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, autocast_asked_of_cuda
 from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
-from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
 from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
