@@ -101,11 +101,20 @@ class ConvolutionShape:
         return FLOAT * self.channels // self.groups * prod(self.kernel) * self._places
 
     def strided_gradient(self) -> int:
-        """Scratch of the gradient of a strided one's input: for each thread the result's, with channels last."""
+        """Scratch of the gradient of a strided one's input: for each thread the result's, with channels last.
+
+        Where rows of the input are no multiple of the stride, a row of it, too; long rows of one dimension may be made
+        in parts, so that this is the most.
+        """
         if not self.has_strided_gradient:
             return 0
         reach = prod(map(_reached, self.windows, self.size, self.kernel, self.strides, self.padding))
-        return FLOAT * THREADS * _whole_pages(self.cpu.round_up(self.filters) * reach) + _PAGES_OF_STRIDED
+        width, stride = self.size[-1], self.strides[-1]
+        row = (
+            _whole_pages(-(-width // stride) * stride * stride * self.channels // self.groups) if width % stride else 0
+        )
+        elements = _whole_pages(self.filters * reach) + row
+        return FLOAT * THREADS * elements + _PAGES_OF_STRIDED + (_PAGE if row else 0)
 
     def summed_weights(self) -> int:
         """The weights and bias once more, where two threads share samples or rows, with what they wait at."""

@@ -112,6 +112,7 @@ ONE_OPERATOR = [
     operator([1, 256, 49], [256, 16, 128], padding=64, groups=16),
     operator([2, 48, 29, 29], [50, 48, 3, 3], stride=2, padding=1),
     operator([2, 64, 28, 28], [64, 64, 2, 2], stride=2),
+    operator([1, 256, 799], [256, 256, 3], stride=2),
     operator([2, 128, 14, 14], [128, 32, 3, 3], padding=1, groups=4),
     operator([2, 64, 28, 28], [64, 4, 3, 3], padding=1, groups=16),
     operator([2, 144, 8, 16, 16], [64, 144, 3, 1, 1], padding=(1, 0, 0)),
