@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_modelbudget.planner.options import choice, flag, mistakes, names, one_of, schema_of
+
 FP8_RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 """Scales by torchao's names: one for a tensor, one for a row, or that with gradients of weights not in 8 bits."""
 
@@ -46,36 +48,20 @@ def fp8_text(written: str | Mapping[str, Any]) -> str:
 def check_fp8(value: Any) -> tuple[str, Any]:
     """What is wrong with a written `fp8` (empty: nothing), and the same."""
     if not isinstance(value, Mapping):
-        return ("" if value in ("none", *FP8_RECIPES) else f"write none, {_NAMES} or {_EXAMPLE}"), value
-    if unknown := set(value) - {"recipe", "skip", "all_gather"}:
-        return f"{min(map(str, unknown))} is unknown: write {_EXAMPLE}", value
-    recipe, skip = value.get("recipe", FP8_RECIPES[0]), value.get("skip", [])
-    all_gather = value.get("all_gather", False)
-    if recipe not in FP8_RECIPES:
-        return f"recipe: write {_NAMES}", value
-    if not isinstance(skip, list | tuple) or not all(isinstance(glob, str) for glob in skip):
-        return "skip: write a list of globs over layers' names", value
-    if not isinstance(all_gather, bool):
-        return "all_gather: write true or false", value
-    is_rowwise = all_gather and recipe != FP8_RECIPES[0]
+        return ("" if value in _WORDS else f"{one_of(_WORDS)}, or {_EXAMPLE}"), value
+    if mistake := next(mistakes(value, _OPTIONS), ""):
+        return mistake, value
+    is_rowwise = value.get("all_gather", False) and value.get("recipe", FP8_RECIPES[0]) != FP8_RECIPES[0]
     return ("all_gather is for tensorwise: torchao gathers weights with one scale alone" if is_rowwise else ""), value
 
 
-_NAMES = ", ".join(FP8_RECIPES)
-_EXAMPLE = "{recipe: rowwise, skip: [lm_head], all_gather: false}"
-
-FP8_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"enum": ["none", *FP8_RECIPES]},
-        {
-            "type": "object",
-            "properties": {
-                "recipe": {"enum": list(FP8_RECIPES)},
-                "skip": {"type": "array", "items": {"type": "string"}},
-                "all_gather": {"type": "boolean"},
-            },
-            "additionalProperties": False,
-        },
-    ]
+_WORDS = ("none", *FP8_RECIPES)
+_EXAMPLE = "{recipe: rowwise, skip: [lm_head]}"
+_OPTIONS = {
+    "recipe": choice(*FP8_RECIPES),
+    "skip": names("globs over layers' names", least=0),
+    "all_gather": flag(),
 }
+
+FP8_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": list(_WORDS)}, schema_of(_OPTIONS)]}
 """`fp8` as a JSON schema."""

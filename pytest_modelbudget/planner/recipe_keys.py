@@ -11,6 +11,7 @@ from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.checkpointing import CHECKPOINTING_SCHEMA, check_checkpointing
 from pytest_modelbudget.planner.fp8 import FP8_SCHEMA, check_fp8
 from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
+from pytest_modelbudget.planner.options import Option, choice, count, flag, one_of
 from pytest_modelbudget.planner.recipe import (
     FULLY_SHARDED,
     LANGUAGE_LOSSES,
@@ -88,15 +89,17 @@ SIZES = {"type": "object", "additionalProperties": {"type": "integer", "minimum"
 """The JSON schema of sizes by name."""
 
 
+def _key(option: Option, meaning: str = "") -> Key:
+    """The key that takes what an option takes, as it is."""
+    return Key(lambda value: ("" if option.is_valid(value) else option.mistake, value), option.schema, meaning)
+
+
 def _check_choice(*allowed: str) -> Key:
-    mistake = f"write {', '.join(allowed[:-1])} or {allowed[-1]}"
-    return Key(lambda value: ("" if value in allowed else mistake, value), {"enum": list(allowed)})
+    return _key(choice(*allowed))
 
 
 def _check_count(least: int, meaning: str) -> Key:
-    mistake = f"write a whole number, at least {least}"
-    schema = {"type": "integer", "minimum": least}
-    return Key(lambda value: ("" if _is_count(value, least) else mistake, value), schema, meaning)
+    return _key(count(least), meaning)
 
 
 def _check_reference(*names: str) -> Key:
@@ -106,7 +109,7 @@ def _check_reference(*names: str) -> Key:
 
 
 def _check_flag() -> Key:
-    return Key(lambda value: ("" if isinstance(value, bool) else "write true or false", value), {"type": "boolean"})
+    return _key(flag())
 
 
 def _check_tokens(meaning: str) -> Key:
@@ -132,7 +135,7 @@ def _check_share(meaning: str) -> Key:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return count(least).is_valid(value)
 
 
 def _is_reference(value: Any, names: tuple[str, ...]) -> bool:
@@ -181,7 +184,7 @@ def _check_mapping(value: Any) -> tuple[str, Any]:
 def _check_precision(value: Any) -> tuple[str, Any]:
     allowed = get_args(Precision)
     hint = "; training in fp8 is a key beside it: fp8: rowwise" if value == "fp8" else ""
-    return ("" if value in allowed else f"write {', '.join(allowed[:-1])} or {allowed[-1]}{hint}"), value
+    return ("" if value in allowed else one_of(allowed) + hint), value
 
 
 def _check_blocks(value: Any) -> tuple[str, Any]:

@@ -40,16 +40,26 @@ def test_every_key_is_read() -> None:
         pytest.param({"batch": True}, "training.batch", id="a flag for a number"),
         pytest.param({"precision": "fp8"}, "a key beside it: fp8: rowwise", id="fp8 is no precision"),
         pytest.param({"precision": "fp4"}, "training.precision: write fp32, bf16, ", id="unknown precision"),
-        pytest.param({"fp8": "delayed"}, "training.fp8: write none, tensorwise, rowwise, ", id="unknown recipe of fp8"),
-        pytest.param({"fp8": {"filter": ["head"]}}, "training.fp8: filter is unknown: write {recipe", id="fp8 option"),
+        pytest.param(
+            {"fp8": "delayed"}, "training.fp8: write none, tensorwise, rowwise or ", id="unknown recipe of fp8"
+        ),
+        pytest.param(
+            {"fp8": {"filter": ["head"]}},
+            "training.fp8: filter is unknown: write recipe, skip or all_gather",
+            id="fp8 option",
+        ),
         pytest.param({"fp8": {"skip": "head"}}, "training.fp8: skip: write a list of globs", id="skip is no list"),
         pytest.param(
             {"fp8": {"recipe": "rowwise", "all_gather": True}}, "all_gather is for tensorwise", id="rows gathered"
         ),
         pytest.param({"dims": {"T": "long"}}, "training.dims: write a mapping of names", id="dims"),
         pytest.param({"compile": True}, "training.compile: compiled training is not planned", id="compile"),
-        pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
-        pytest.param({"lora": {"rank": 4, "targets": 5}}, "training.lora: write {rank: 8", id="targets are a number"),
+        pytest.param(
+            {"lora": {"rank": 4, "targets": "q"}}, "training.lora: targets: write {rank: 8", id="targets are no list"
+        ),
+        pytest.param(
+            {"lora": {"rank": 4, "targets": 5}}, "training.lora: targets: write {rank: 8", id="targets are a number"
+        ),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param(
             {"lora": {"rank": 4, "alfa": 8}}, "training.lora: alfa is unknown: write rank, ", id="unknown lora option"

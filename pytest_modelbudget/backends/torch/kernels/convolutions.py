@@ -26,14 +26,14 @@ _PLAIN_CHANNELS = 3  # images are read as they are
 
 def convolution_workspace(cpu: Cpu, args: tuple[Any, ...], out: torch.Tensor) -> int:
     """Bytes that `aten.convolution(*args)`, which makes `out`, takes on a `cpu`; 0 where no rule is known."""
-    convolution = _Convolution.of(cpu, args[0], args[1], out, *args[3:7], args[8])
+    convolution = _Convolution.of(cpu, args[0], args[1], out, args[3], args[4], args[5], args[6], args[8])
     return _forward(convolution) + _reordered_operands(convolution, args[0]) if convolution else 0
 
 
 def convolution_backward_workspace(cpu: Cpu, args: tuple[Any, ...]) -> int:
     """The same of `aten.convolution_backward(*args)`."""
     gradient, input, weight = args[:3]
-    convolution = _Convolution.of(cpu, input, weight, gradient, *args[4:8], args[9])
+    convolution = _Convolution.of(cpu, input, weight, gradient, args[4], args[5], args[6], args[7], args[9])
     if convolution is None:
         return 0
     return _backward(convolution, *args[10][:2]) + _reordered_operands(convolution, gradient, input)
