@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pytest_modelbudget.planner.options import Option, choice, count, flag, mistakes, names, schema_of
 
 LORA_TARGETS = ("q_proj", "v_proj")
 """Layers that get adapters where `lora` names none."""
@@ -18,8 +20,6 @@ BASES = ("nf4", "fp4", "int8")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Elements that share a scale, as bitsandbytes takes them."""
 
-_BIASES = ("none", "all", "lora_only")
-_COMPUTE = ("bf16", "fp16", "fp32")
 _EXAMPLE = "{rank: 8, targets: [q_proj, v_proj]}"
 
 
@@ -106,29 +106,17 @@ def check_lora(value: Any) -> tuple[str, Any]:
     """What is wrong with a written `lora` (empty: nothing), and the same."""
     if not isinstance(value, Mapping) or "rank" not in value:
         return f"write {_EXAMPLE}", value
-    return next(_mistakes(value, _LORA_OPTIONS), ""), value
+    return next(_mistakes(value), ""), value
 
 
-def _mistakes(value: Mapping[str, Any], options: Mapping[str, tuple[Callable[[Any], bool], str]]) -> Iterator[str]:
-    for name, option in value.items():
-        if name not in options:
-            yield f"{name} is unknown: {_write_one_of(options)}"
-        elif not options[name][0](option):
-            yield options[name][1] if name == "targets" else f"{name}: {options[name][1]}"
-        elif name == "base" and isinstance(option, Mapping):
-            yield from _base_mistakes(option)
-
-
-def _write_one_of(values: Iterable[object]) -> str:
-    *others, last = map(str, values)
-    return f"write {', '.join(others)} or {last}"
-
-
-def _base_mistakes(base: Mapping[str, Any]) -> Iterator[str]:
-    ((name, options),) = base.items()
-    yield from (f"base: {mistake}" for mistake in _mistakes(options or {}, _BASE_OPTIONS))
-    if name == "int8" and set(options or {}) & {"double_quant", "block"}:
-        yield "base: int8 has a scale for each row: leave double_quant and block out"
+def _mistakes(value: Mapping[str, Any]) -> Iterator[str]:
+    yield from mistakes(value, _LORA_OPTIONS)
+    base = value.get("base")
+    if isinstance(base, Mapping) and _is_base(base):
+        ((name, options),) = base.items()
+        yield from (f"base: {mistake}" for mistake in mistakes(options or {}, _BASE_OPTIONS))
+        if name == "int8" and set(options or {}) & {"double_quant", "block"}:
+            yield "base: int8 has a scale for each row: leave double_quant and block out"
 
 
 def _is_base(value: Any) -> bool:
@@ -141,74 +129,48 @@ def _is_base(value: Any) -> bool:
     return value in BASES
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(least: float, below: float | None, mistake: str, *, exclusive: bool = False) -> Option:
+    def is_valid(value: Any) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return (value > least if exclusive else value >= least) and (below is None or value < below)
+
+    schema = {"type": "number", "exclusiveMinimum" if exclusive else "minimum": least}
+    return Option(is_valid, mistake, schema if below is None else {**schema, "exclusiveMaximum": below})
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-_LORA_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rank": (
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-        "write a whole number, at least 1",
+_NAMES = names("layers' names")
+_BASE_OPTIONS = {
+    "double_quant": flag(),
+    "block": choice(*BLOCKS),
+    "compute": choice("bf16", "fp16", "fp32"),
+    "skip": names("globs over layers' names"),
+}
+_BASES_WITH_OPTIONS = {
+    "type": "object",
+    "properties": dict.fromkeys(BASES, schema_of(_BASE_OPTIONS)),
+    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": 1,
+}
+_LORA_OPTIONS = {
+    "rank": count(1),
+    "targets": Option(
+        lambda value: value == ALL_LINEAR or _NAMES.is_valid(value),
+        f"write {_EXAMPLE}, or targets: {ALL_LINEAR}",
+        {"anyOf": [{"const": ALL_LINEAR}, _NAMES.schema]},
     ),
-    "targets": (lambda value: value == ALL_LINEAR or _are_names(value), f"write {_EXAMPLE}, or targets: {ALL_LINEAR}"),
-    "alpha": (lambda value: _is_number(value) and value > 0, "write a number above 0"),
-    "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "write a number from 0 to below 1"),
-    "bias": (lambda value: value in _BIASES, _write_one_of(_BIASES)),
-    "rslora": (_is_flag, "write true or false"),
-    "dora": (_is_flag, "write true or false"),
-    "base": (_is_base, "write nf4, fp4 or int8, or {nf4: {double_quant: true, block: 64}}"),
-}
-_BASE_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "double_quant": (_is_flag, "write true or false"),
-    "block": (lambda value: value in BLOCKS, _write_one_of(BLOCKS)),
-    "compute": (lambda value: value in _COMPUTE, _write_one_of(_COMPUTE)),
-    "skip": (_are_names, "write a list of globs over layers' names"),
+    "alpha": _number(0, None, "write a number above 0", exclusive=True),
+    "dropout": _number(0, 1, "write a number from 0 to below 1"),
+    "bias": choice("none", "all", "lora_only"),
+    "rslora": flag(),
+    "dora": flag(),
+    "base": Option(
+        _is_base,
+        "write nf4, fp4 or int8, or {nf4: {double_quant: true, block: 64}}",
+        {"anyOf": [{"enum": list(BASES)}, _BASES_WITH_OPTIONS]},
+    ),
 }
 
-_FLAG = {"type": "boolean"}
-_NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-_BASE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "double_quant": _FLAG,
-        "block": {"enum": list(BLOCKS)},
-        "compute": {"enum": list(_COMPUTE)},
-        "skip": _NAMES,
-    },
-    "additionalProperties": False,
-}
-LORA_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["rank"],
-    "properties": {
-        "rank": {"type": "integer", "minimum": 1},
-        "targets": {"anyOf": [{"const": ALL_LINEAR}, _NAMES]},
-        "alpha": {"type": "number", "exclusiveMinimum": 0},
-        "dropout": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-        "bias": {"enum": list(_BIASES)},
-        "rslora": _FLAG,
-        "dora": _FLAG,
-        "base": {
-            "anyOf": [
-                {"enum": list(BASES)},
-                {
-                    "type": "object",
-                    "properties": dict.fromkeys(BASES, _BASE_SCHEMA),
-                    "additionalProperties": False,
-                    "minProperties": 1,
-                    "maxProperties": 1,
-                },
-            ]
-        },
-    },
-    "additionalProperties": False,
-}
+LORA_SCHEMA = schema_of(_LORA_OPTIONS, required=["rank"])
 """`lora` as a JSON schema."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner.fp8 import fp8_text
 from pytest_modelbudget.planner.lora import lora_text
 from pytest_modelbudget.planner.pipeline import pipeline_text
 
@@ -77,6 +78,8 @@ class Inference:
     `batch` and `dims` size the symbolic dimensions (None, {}: as the model is registered). `precision` casts the
     weights and floating inputs (`bf16`, `fp16`) or runs under autocast (`-mixed`). `kv_cache` is the number of tokens
     whose keys and values the model keeps while it generates, 0 for none; it needs a model that returns its cache.
+    `offload` are globs over modules whose weights are on the host, and on the device while they run (accelerate's
+    `device_map` with `cpu`).
     `steps` is `module:callable`, called with the models and the inputs instead of the model with the inputs.
     `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2. `compile: xla` compiles
     the call of a JAX model for the CPU (`auto`: it is not compiled, and its peak not known).
@@ -86,6 +89,7 @@ class Inference:
     dims: Mapping[str, int] = field(default_factory=dict)
     precision: Precision = "fp32"
     kv_cache: int = 0
+    offload: tuple[str, ...] = ()
     steps: NameOrCallable = "none"
     compile: Compile = "auto"
     kernels: Kernels = "cuda"
@@ -105,7 +109,8 @@ class Training:
     is a step of several models, `module:callable`, called with the models, the inputs and, where it takes `optimizers`,
     those by the models' names; it calls `backward` and `step` itself.
     `precision`: weights as built (`fp32`), cast before (`bf16`, `fp16`), or autocast (`fp16-mixed` with a scaler,
-    `bf16-mixed`). `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
+    `bf16-mixed`). `fp8` beside it has linear layers multiply in 8 bits, as torchao converts them (see `Fp8`).
+    `gradient_accumulation` is the number of forward and backward passes before the optimizer's step.
     `checkpointing` recomputes blocks: `none`, `blocks` (the repeated children of the model's lists), `{every: 2}` (the
     last of each two), `{save: [matmul, attention]}` (but for results of these operators), or `module:callable`, called
     with the model. `zero_grad` lets go of gradients before the forward pass, after the optimizer's step, or never.
@@ -142,6 +147,7 @@ class Training:
     ema: bool = False
     steps: NameOrCallable = "none"
     precision: Precision = "fp32"
+    fp8: str | Mapping[str, Any] = "none"
     gradient_accumulation: int = 1
     checkpointing: NameOrCallable | Mapping[str, Any] = "none"
     foreach: bool | None = None
@@ -297,6 +303,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "ema": lambda flag: "average of the weights",
     "offload": lambda parts: f"{' and '.join(parts)} on the host",
     "gradient_accumulation": lambda passes: f"{passes} accumulated passes",
+    "fp8": fp8_text,
     "checkpointing": _checkpointing_text,
     "zero_grad": lambda when: f"zero_grad {when}",
     "loss": lambda loss: f"loss {_reference_name(loss)}",

@@ -9,7 +9,9 @@ from typing import Any, get_args
 
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.checkpointing import CHECKPOINTING_SCHEMA, check_checkpointing
+from pytest_modelbudget.planner.fp8 import FP8_SCHEMA, check_fp8
 from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
+from pytest_modelbudget.planner.options import Option, choice, count, flag, one_of
 from pytest_modelbudget.planner.pipeline import PIPELINE_SCHEMA, check_pipeline
 from pytest_modelbudget.planner.recipe import (
     FULLY_SHARDED,
@@ -61,7 +63,8 @@ def parse(section: Any, kind: RecipeType) -> AnyRecipe:
 
 def key_of(kind: RecipeType, name: str) -> Key:
     """How the key `name` of a kind of recipe is written."""
-    return SERVING_KEYS[name] if kind is Serving and name in SERVING_KEYS else KEYS[name]
+    own = {Serving: SERVING_KEYS, Inference: INFERENCE_KEYS}.get(kind, {})
+    return own[name] if name in own else KEYS[name]
 
 
 def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
@@ -91,15 +94,17 @@ SIZES = {"type": "object", "additionalProperties": {"type": "integer", "minimum"
 """The JSON schema of sizes by name."""
 
 
+def _key(option: Option, meaning: str = "") -> Key:
+    """The key that takes what an option takes, as it is."""
+    return Key(lambda value: ("" if option.is_valid(value) else option.mistake, value), option.schema, meaning)
+
+
 def _check_choice(*allowed: str) -> Key:
-    mistake = f"write {', '.join(allowed[:-1])} or {allowed[-1]}"
-    return Key(lambda value: ("" if value in allowed else mistake, value), {"enum": list(allowed)})
+    return _key(choice(*allowed))
 
 
 def _check_count(least: int, meaning: str) -> Key:
-    mistake = f"write a whole number, at least {least}"
-    schema = {"type": "integer", "minimum": least}
-    return Key(lambda value: ("" if _is_count(value, least) else mistake, value), schema, meaning)
+    return _key(count(least), meaning)
 
 
 def _check_reference(*names: str) -> Key:
@@ -109,7 +114,7 @@ def _check_reference(*names: str) -> Key:
 
 
 def _check_flag() -> Key:
-    return Key(lambda value: ("" if isinstance(value, bool) else "write true or false", value), {"type": "boolean"})
+    return _key(flag())
 
 
 def _check_tokens(meaning: str) -> Key:
@@ -135,7 +140,7 @@ def _check_share(meaning: str) -> Key:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return count(least).is_valid(value)
 
 
 def _is_reference(value: Any, names: tuple[str, ...]) -> bool:
@@ -164,11 +169,28 @@ def _check_ema(value: Any) -> tuple[str, Any]:
 def _check_offload(value: Any) -> tuple[str, Any]:
     parts = [value] if isinstance(value, str) else value
     valid = isinstance(parts, (list, tuple)) and all(part in OFFLOADED for part in parts)
-    return ("" if valid else f"write a list of {', '.join(OFFLOADED)}"), tuple(sorted(set(parts))) if valid else ()
+    hint = "; modules are named for inference alone" if isinstance(value, Mapping) else ""
+    said = "" if valid else f"write a list of {', '.join(OFFLOADED)}{hint}"
+    return said, tuple(sorted(set(parts))) if valid else ()
+
+
+def _check_offloaded_modules(value: Any) -> tuple[str, Any]:
+    """`[params]` is the whole model; a mapping names modules."""
+    if value in (["params"], ("params",), "params"):
+        return "", ("*",)
+    globs = value.get("params") if isinstance(value, Mapping) and set(value) == {"params"} else None
+    valid = isinstance(globs, (list, tuple)) and bool(globs) and all(isinstance(glob, str) for glob in globs)
+    return ("" if valid else "write [params], or {params: [model.layers.2?]}, globs over modules"), tuple(globs or ())
 
 
 def _check_mapping(value: Any) -> tuple[str, Any]:
     return ("" if isinstance(value, Mapping) else "write a mapping"), value
+
+
+def _check_precision(value: Any) -> tuple[str, Any]:
+    allowed = get_args(Precision)
+    hint = "; training in fp8 is a key beside it: fp8: rowwise" if value == "fp8" else ""
+    return ("" if value in allowed else one_of(allowed) + hint), value
 
 
 def _check_blocks(value: Any) -> tuple[str, Any]:
@@ -219,6 +241,12 @@ def _check_compile(value: Any) -> tuple[str, Any]:
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _OFFLOAD = {"type": "array", "items": {"enum": list(OFFLOADED)}, "uniqueItems": True}
+_OFFLOADED_MODULES = {
+    "type": "object",
+    "required": ["params"],
+    "properties": {"params": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
+    "additionalProperties": False,
+}
 _DECAY = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _SHARDING_WORDS = {"casts": Casts, "rotate": Rotate, "routing": Routing}
 _RANKS = {**SIZES, "properties": {name: {"enum": list(get_args(words))} for name, words in _SHARDING_WORDS.items()}}
@@ -236,7 +264,8 @@ KEYS: dict[str, Key] = {
     "offload": Key(
         _check_offload, _OFFLOAD, "what is kept on the host: [optimizer, gradients, activations], or [params]"
     ),
-    "precision": _check_choice(*get_args(Precision)),
+    "precision": Key(_check_precision, {"enum": list(get_args(Precision))}),
+    "fp8": Key(check_fp8, FP8_SCHEMA, "linear layers that multiply in 8 bits: rowwise, or {recipe: rowwise, skip: []}"),
     "gradient_accumulation": _check_count(1, "passes before a step of the optimizer"),
     "checkpointing": Key(_check_blocks, {"anyOf": [{"enum": ["none", "blocks"]}, CHECKPOINTING_SCHEMA, REFERENCE]}),
     "foreach": _check_flag(),
@@ -255,6 +284,15 @@ KEYS: dict[str, Key] = {
     "loop": _check_choice(*get_args(LoopName)),
 }
 """The keys of all kinds of recipes."""
+
+INFERENCE_KEYS: dict[str, Key] = {
+    "offload": Key(
+        _check_offloaded_modules,
+        {"anyOf": [{"const": ["params"]}, _OFFLOADED_MODULES]},
+        "weights that are on the host: [params], or those of modules, {params: [model.layers.2?]}",
+    ),
+}
+"""The keys of `inference` that take other values than those of `training`."""
 
 SERVING_KEYS: dict[str, Key] = {
     "dims": KEYS["dims"],

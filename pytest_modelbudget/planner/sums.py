@@ -21,9 +21,8 @@ _OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1,
 """Copies of the trained parameters that an optimizer keeps; others than these depend on shapes or on user code."""
 
 _RECORDED_ONLY = (
-    "checkpointing", "gradient_accumulation", "precision", "trainable", "lora", "sharding", "no_sync", "kv_cache",
-    "in_backward", "offload", "ema", "steps", "pipeline",
-    "outputs", "loop",
+    "checkpointing", "gradient_accumulation", "precision", "fp8", "trainable", "lora", "sharding", "no_sync",
+    "kv_cache", "in_backward", "offload", "ema", "steps", "pipeline", "outputs", "loop",
 )  # fmt: skip
 """What changes a step in ways that a sum does not know."""
 

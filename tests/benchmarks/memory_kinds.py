@@ -316,7 +316,7 @@ KINDS: dict[str, Kind] = {
     "efficientnet timm": Kind(timm_model("efficientnet_b0"), IMAGE, {}, "sgd"),
     "mobilenet v3": Kind(vision("mobilenet_v3_small"), IMAGE, {}, "rmsprop"),
     "densenet": Kind(vision("densenet121"), "float32[1, 3, 64, 64]", {}, "sgd"),
-    "video": Kind(vision("r3d_18"), "float32[1, 3, 4, 32, 32]", {}, "sgd", "gradients of weights of 3-D convolutions"),
+    "video": Kind(vision("r3d_18"), "float32[1, 3, 4, 32, 32]", {}, "sgd"),
     "segmentation": Kind(vision("lraspp_mobilenet_v3_large", weights_backbone=None), "float32[2, 3, 64, 64]", {}, "sgd"),
     "t5": Kind(
         transformers_model(
@@ -330,7 +330,6 @@ KINDS: dict[str, Kind] = {
     "wav2vec2": Kind(
         transformers_model("Wav2Vec2Model", "Wav2Vec2Config", **SMALL, intermediate_size=256, mask_time_prob=0.0),
         "float32[1, 4000]",
-        without_rule="gradients of weights of wide 1-D convolutions",
     ),
     "autoencoder": Kind(Autoencoder, "float32[16, 784]", {}, "adagrad"),
     "temporal": Kind(Temporal, "float32[4, 32, 128]"),

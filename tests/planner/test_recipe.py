@@ -38,11 +38,28 @@ def test_every_key_is_read() -> None:
         pytest.param({"optimizer": "adamww"}, "training.optimizer: write adamw, ", id="unknown optimizer"),
         pytest.param({"batch": 0}, "training.batch: write a whole number, at least 1, not 0", id="no batch"),
         pytest.param({"batch": True}, "training.batch", id="a flag for a number"),
-        pytest.param({"precision": "fp8"}, "training.precision: write fp32, bf16, ", id="unknown precision"),
+        pytest.param({"precision": "fp8"}, "a key beside it: fp8: rowwise", id="fp8 is no precision"),
+        pytest.param({"precision": "fp4"}, "training.precision: write fp32, bf16, ", id="unknown precision"),
+        pytest.param(
+            {"fp8": "delayed"}, "training.fp8: write none, tensorwise, rowwise or ", id="unknown recipe of fp8"
+        ),
+        pytest.param(
+            {"fp8": {"filter": ["head"]}},
+            "training.fp8: filter is unknown: write recipe, skip or all_gather",
+            id="fp8 option",
+        ),
+        pytest.param({"fp8": {"skip": "head"}}, "training.fp8: skip: write a list of globs", id="skip is no list"),
+        pytest.param(
+            {"fp8": {"recipe": "rowwise", "all_gather": True}}, "all_gather is for tensorwise", id="rows gathered"
+        ),
         pytest.param({"dims": {"T": "long"}}, "training.dims: write a mapping of names", id="dims"),
         pytest.param({"compile": True}, "training.compile: compiled training is not planned", id="compile"),
-        pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
-        pytest.param({"lora": {"rank": 4, "targets": 5}}, "training.lora: write {rank: 8", id="targets are a number"),
+        pytest.param(
+            {"lora": {"rank": 4, "targets": "q"}}, "training.lora: targets: write {rank: 8", id="targets are no list"
+        ),
+        pytest.param(
+            {"lora": {"rank": 4, "targets": 5}}, "training.lora: targets: write {rank: 8", id="targets are a number"
+        ),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param(
             {"lora": {"rank": 4, "alfa": 8}}, "training.lora: alfa is unknown: write rank, ", id="unknown lora option"
@@ -80,6 +97,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"sharding": {"casts": "policy"}}, "training.sharding: write {fsdp: 8", id="casts without ranks"),
         pytest.param({"sharding": {"fsdp": 8, "casts": "amp"}}, "casts is one of autocast, policy, both", id="casts"),
         pytest.param({"sharding": {"ddp": 8, "casts": "policy"}}, "casts is for fsdp", id="casts without fsdp"),
+        pytest.param({"offload": {"params": ["a"]}}, "params; modules are named for inference alone", id="modules"),
         pytest.param({"kernels": "tpu"}, "training.kernels: write cuda, cpu or cpu-avx2", id="unknown kernels"),
         pytest.param(
             {"offload": ["optimizer", ["params"]]}, "training.offload: write a list of", id="a list in a list"
@@ -95,6 +113,15 @@ def test_mistakes_name_the_key_and_the_cure(written: Any, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_weights_on_the_host_in_inference() -> None:
+    """All, or those of named modules; nothing else is there to be left."""
+    assert parse({"offload": ["params"]}, Inference) == Inference(offload=("*",))
+    assert describe(parse({"offload": {"params": ["a.*", "b"]}}, Inference)) == "fp32, a.* and b on the host"
+    for written in (["optimizer"], {"params": []}, {"modules": ["a"]}):
+        with pytest.raises(ModelBudgetError, match=r"inference.offload: write \[params\], or {params: "):
+            parse({"offload": written}, Inference)
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Training)])
 def test_words_tell_recipes_apart(name: str) -> None:
     """Growth is held against the base where both plans have the same words, so no setting may be missing in them."""
@@ -102,8 +129,7 @@ def test_words_tell_recipes_apart(name: str) -> None:
         "batch": 3, "dims": {"T": 5}, "optimizer": "sgd", "optimizer_options": {"amsgrad": True}, "precision": "bf16",
         "gradient_accumulation": 2, "checkpointing": "blocks", "foreach": True, "fused": True, "zero_grad": "never",
         "loss": "none", "trainable": ["head.*"], "lora": {"rank": 4}, "sharding": {"tp": 2}, "no_sync": True, "kernels": "cpu", "compile": "xla",
-        "pipeline": {"ranks": 2},
-        "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"],
+        "pipeline": {"ranks": 2}, "in_backward": True, "steps": "package:step", "ema": 0.999, "offload": ["activations"], "fp8": "rowwise",
         "outputs": "dropped", "loop": "nanogpt",
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Training)) != describe(Training())
@@ -113,7 +139,8 @@ def test_words_tell_recipes_apart(name: str) -> None:
     looped = [describe(Training(sharding=sharding, loop="torchtitan")) for sharding in ranks]
     assert looped == ["adamw, fp32, fsdp 8, loop torchtitan", "adamw, fp32, fsdp 8, casts autocast, loop torchtitan"]
     if name in {field.name for field in fields(Inference)}:
-        assert describe(parse({name: other[name]}, Inference)) != describe(Inference())
+        written = {**other, "offload": {"params": ["layers.1?"]}}[name]
+        assert describe(parse({name: written}, Inference)) != describe(Inference())
 
 
 WORDS: dict[str, tuple[dict[str, Any], str]] = {
@@ -132,6 +159,8 @@ WORDS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "LoRA of rank 4 on q_proj, v_proj, over nf4 (double_quant, block 128, compute bf16, not a.*)",
     ),
+    "fp8": ({"fp8": {"recipe": "rowwise", "skip": ["a.*"]}}, "fp8 rowwise, not a.*"),
+    "fp8 of all": ({"fp8": {"skip": [], "all_gather": True}}, "fp8 tensorwise, the head too, gathered in fp8"),
     "every": ({"checkpointing": {"every": 2}}, "checkpointing every 2 blocks"),
     "operators": (
         {"checkpointing": {"save": ["matmul", "aten.max"]}},

@@ -22,6 +22,7 @@ from pytest_modelbudget.backends.torch.serving.planning import serving_plan
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, build_keras_layers
 from pytest_modelbudget.backends.torch.trace.hints import is_for_want_of_values
 from pytest_modelbudget.backends.torch.training.decisions import decisions_of
+from pytest_modelbudget.backends.torch.training.float8 import FP8_NOTE
 from pytest_modelbudget.backends.torch.training.models_step import ModelsStep, has_forward, models_in
 from pytest_modelbudget.backends.torch.training.step import record_step, run_sizes
 from pytest_modelbudget.entry import RunMode
@@ -186,6 +187,7 @@ def _recorded(
         *memory_trace.notes,
         *([CUDNN_NOTE] if any(event.op.startswith(CUDNN) for event in memory_trace.events) else []),
         *([CASTS_NOTE] if casts_unsaid(recipe) else []),
+        *([FP8_NOTE] if isinstance(recipe, Training) and recipe.fp8 != "none" else []),
     ]
     if sharded is not None:
         plan = replace(plan, ranks=sharded.ranks, communication_bytes=sum(sharded.communication.values()))

@@ -21,6 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from pytest_modelbudget.backends.torch.compat import no_modes, tree_map_only
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
 from pytest_modelbudget.backends.torch.meta.collectives import sent_bytes
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.errors import ModelBudgetError
@@ -90,13 +91,13 @@ class StageRecorder(Recorder):
     def label(self, tensor: torch.Tensor, source: str) -> None:
         """Which inputs are on this rank is not known yet."""
 
-    def begin_step(self) -> None:
+    def begin_step(self, is_measured: bool = True) -> None:
         """A step begins; what was noted of the one before may be repeated in it."""
         if self._running:
-            self._work.finished()
+            self._measured_work.finished()
         self._running = True
         self._repeated = []
-        super().begin_step()
+        super().begin_step(is_measured)
 
     def hold(self, tensor: torch.Tensor, role: Role) -> None:
         """In the run, what nobody made is of the model's code ahead of the stage, which makes it in each pass."""
@@ -121,6 +122,11 @@ class StageRecorder(Recorder):
         return sum(size for index, size in self._sent if index >= first)
 
     @property
+    def _measured_work(self) -> WorkRecorder:
+        assert self._work is not None  # every pass of a pipeline is measured
+        return self._work
+
+    @property
     def measured(self) -> int:
         """The first event of the last step."""
         return self._steps[-1]
@@ -129,7 +135,7 @@ class StageRecorder(Recorder):
     def pass_of(self, microbatch: Microbatch, name: str) -> Iterator[list[Any]]:
         """Inside, a pass of a microbatch runs; what is put on the list is what it gives to torch's schedule."""
         self._flush()
-        start, work_start, out = len(self._events), self._work.position, list[Any]()
+        start, work_start, out = len(self._events), self._measured_work.position, list[Any]()
         yield out
         self._flush()
         events, end = tuple(self._events[start:]), len(self._events)
@@ -137,7 +143,7 @@ class StageRecorder(Recorder):
         microbatch.segments[name] = Segment(
             events,
             {index - start: pair for index, pair in self._sums.items() if start <= index < end},
-            self._work.since(work_start),
+            self._measured_work.since(work_start),
             template,
             frozenset(self._numbers.get(storage_key(tensor), -1) for tensor in tensors(out)),
         )

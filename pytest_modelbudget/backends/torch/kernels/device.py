@@ -234,8 +234,12 @@ def fused_attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Attention with CUDA's kernel; NotImplemented where that is the unfused one without dropout, and off meta."""
-    if not query.is_meta or query.dim() != 4 or query.dtype not in _FLOATS:
+    if not query.is_meta or query.dtype not in _FLOATS:
         return NotImplemented
+    if query.dim() != 4 and not dropout_p:  # fused kernels of CUDA take nothing else
+        return NotImplemented
+    if query.dim() != 4:
+        return _unfused_attention(query, key, value, attn_mask, dropout_p, is_causal)
     size, half = query.shape[-1], query.dtype is not torch.float32
     grouped = enable_gqa and query.shape[1] != key.shape[1]
     allowed = torch.backends.cuda

@@ -24,7 +24,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.kernels.workspaces import Cpu, workspace
+from pytest_modelbudget.backends.torch.kernels.cpus import Cpu
+from pytest_modelbudget.backends.torch.kernels.workspaces import workspace
 from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.model.modules import nodes, part_ids, unwrap

@@ -10,9 +10,11 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.training.adapters import lora_added
 from pytest_modelbudget.backends.torch.training.checkpointing import RecomputeContext, checkpointed
+from pytest_modelbudget.backends.torch.training.float8 import multiplied_in_fp8
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
+from pytest_modelbudget.planner.fp8 import Fp8
 from pytest_modelbudget.planner.lora import Lora
 
 
@@ -34,6 +36,8 @@ def recipe_patches(model: nn.Module, recipe: Training, around: RecomputeContext 
             stack.enter_context(lora_added(model, Lora.of(recipe.lora), compute, cuda))
             for parameter in trained:  # beside the pairs; a weight that is stored in integers is another by now
                 parameter.requires_grad_(True)
+        if fp8 := Fp8.of(recipe.fp8):
+            stack.enter_context(multiplied_in_fp8(model, fp8, cuda=recipe.kernels == "cuda"))
         stack.enter_context(checkpointed(model, recipe.checkpointing, around))
         yield
 

@@ -21,9 +21,9 @@ from torch import nn
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
+from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, autocast_asked_of_cuda
 from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
-from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
 from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
@@ -42,8 +42,10 @@ from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.training.caches import CachePlace, given_arguments, places, tensors_inside
 from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
+from pytest_modelbudget.backends.torch.training.float8 import check_fp8
 from pytest_modelbudget.backends.torch.training.fused_losses import FusedLoss, loss_rules
 from pytest_modelbudget.backends.torch.training.head import Head, find_head
+from pytest_modelbudget.backends.torch.training.host_weights import HostWeights, weights_on_host
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs, in_float32
 from pytest_modelbudget.backends.torch.training.losses import loss_function
@@ -146,6 +148,7 @@ class StepRecording:
         self.cleanup = ExitStack()
         self.notes: list[str] = []
         self.fused_loss: FusedLoss | None = None
+        self.host_weights: HostWeights | None = None
 
     def memory_trace(self) -> MemoryTrace:
         """Run it all."""
@@ -191,7 +194,10 @@ class StepRecording:
         stack.enter_context(weights_cast(self.model, HALF.get(recipe.precision)))
         if isinstance(recipe, Training):
             check_offload(recipe)
+            check_fp8(recipe, sharded=self.shard is not None)
             stack.enter_context(recipe_patches(self.model, self.patching(recipe), around=lambda: kernels))
+        else:
+            self.host_weights = stack.enter_context(weights_on_host(self.model, recipe))
         if self.shard is not None:
             self.doing = "sharding"
             self.model = self.shard(self.model)
@@ -208,6 +214,9 @@ class StepRecording:
         for name, tensor in call.ports:
             recorder.label(tensor, name)
         recorder.recomputing = lambda: kernels
+        if self.host_weights is not None:
+            self.host_weights.on_copy = lambda tensor: recorder.set_role(tensor, "param")
+            self.notes += self.host_weights.notes
         kernels.add_rules(rnn.rules(recorder, cuda=self.on_cuda))
         kernels.add_rules(loss_rules())
         kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")

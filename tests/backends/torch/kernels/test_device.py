@@ -132,6 +132,16 @@ def test_dropout_keeps_one_byte_for_each_element() -> None:
     assert saved_by(lambda: nn.functional.dropout(meta(100), 0.5, training=False)) == 0
 
 
+def test_attention_of_three_dimensions_is_unfused() -> None:
+    """Fused kernels of CUDA want four; dropout then keeps a byte and a number more for each score, as on a GPU."""
+    query, scores = meta(2, 8, 16), 2 * 8 * 8
+
+    def saved(dropout: float) -> int:
+        return saved_by(lambda: nn.functional.scaled_dot_product_attention(query, query, query, dropout_p=dropout))
+
+    assert saved(0.5) - saved(0.0) == scores * (1 + 4)
+
+
 HEADS, ROWS, SIZE = 4, 96, 64
 
 

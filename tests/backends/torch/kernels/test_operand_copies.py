@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pytest_modelbudget.backends.torch.kernels.workspaces import CPUS, THREADS, workspace
+from pytest_modelbudget.backends.torch.kernels.cpus import CPUS, THREADS
+from pytest_modelbudget.backends.torch.kernels.workspaces import workspace
 
 aten = torch.ops.aten
 MAPS, VOLUMES = (4, 8, 24, 24), (2, 8, 8, 12, 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.rank import record_sharded
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
-from pytest_modelbudget.planner import MemoryTrace, Training
+from pytest_modelbudget.planner import Inference, MemoryTrace, Training
 from tests.real_steps import held, measured
 
 
@@ -116,6 +118,58 @@ def test_what_does_not_go_together(recipe: dict[str, Any], message: str) -> None
     with pytest.raises(ModelBudgetError) as caught:
         traced(nn.Linear(4, 4), "float32[1, 4]", **recipe)
     assert message in str(caught.value)
+
+
+class Fresh(Mapping[str, torch.Tensor]):
+    """Weights of a model, each a copy of its own whenever it is asked for: what a copy to a device allocates."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.state[name].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+@pytest.mark.parametrize("offload", [("*",), ("2", "1.qkv")], ids=["all weights", "modules by name"])
+def test_weights_on_the_host(offload: tuple[str, ...]) -> None:
+    """The peak is that of a real pass with the hooks of accelerate, whose copies are the allocator's here."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, data, alive = nn.Sequential(nn.Linear(64, 64), Attention(), nn.Linear(64, 512)), torch.rand(2, 8, 64), []
+    recipe = Inference(kernels="cpu", offload=offload)
+    trace = record_step(RunnableModel("model", meta_copy(model), parse("float32[2, 8, 64]")), {}, recipe)
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    on_host = {"": True} if offload == ("*",) else {"": False, "2": True, "1.qkv": True}
+    cpu = dict.fromkeys(on_host, torch.device("cpu"))
+    hooks.attach_align_device_hook_on_blocks(model, cpu, on_host, Fresh(model))
+    left = sum(parameter.nbytes for parameter in model.parameters() if not parameter.is_meta)
+
+    def run() -> None:
+        alive.clear()
+        with torch.no_grad():
+            alive.append(model(data))
+
+    run()
+    alive.clear()
+    sums_of_threads = 4 * 2 * 2 * 64
+    assert measured(run, 1) + left + data.nbytes - trace.peak() in (0, sums_of_threads)
+    assert trace.notes == (f"offloaded: {units.size(whole - left)} of parameters are on the host",)
+
+
+def test_modules_that_are_not_there() -> None:
+    """One clear error, as for what outlives the copies."""
+    runnable = RunnableModel("model", meta_copy(nn.Linear(4, 4)), parse("float32[1, 4]"))
+    for recipe, said in (
+        ({"offload": ("layers.*",)}, "no module's name matches"),
+        ({"precision": "bf16-mixed"}, "autocast"),
+    ):
+        with pytest.raises(ModelBudgetError, match=said):
+            record_step(runnable, {}, Inference(**{"offload": ("*",), **recipe}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,187 @@
+"""Scratch of oneDNN's convolutions on the CPU in float32, by the kernel that it chooses for their sizes.
+
+After the sources of oneDNN 3.13 below `src/cpu`: `gemm_convolution_utils.cpp`, `x64/jit_brgemm_conv_bwd_utils.cpp` and
+`x64/jit_avx512_common_conv_kernel.cpp`. Which sizes go to products of matrices was measured with `ONEDNN_VERBOSE=1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
+
+_ALIGNED = 128  # what lies between the parts of a scratch
+_PAGE = 4096
+_PAGES_OF_STRIDED = 7 * _PAGE + 48  # lists of products and masks of two threads, and what lies between them
+_BARRIER = 8_320
+_LEAST_ROWS = 9  # rows of a result from which two threads may share them
+_PLAIN_CHANNELS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionShape:
+    """A convolution that makes `filters` channels of `windows` from `channels` of `size`, as a transposed one reverses.
+
+    `kernel`, `strides`, `padding`, `dilation`, `size` and `windows` have a number for each dimension.
+    """
+
+    cpu: Cpu
+    batch: int
+    channels: int
+    filters: int
+    groups: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    size: tuple[int, ...]
+    windows: tuple[int, ...]
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel has a group of its own."""
+        return 1 < self.groups == self.channels
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether windows are more than a point apart, in other kernels than those of depthwise ones."""
+        return max(self.strides) > 1 and not self.is_depthwise
+
+    @property
+    def has_strided_gradient(self) -> bool:
+        """Whether the gradient of its input is made with channels last; with AVX-512 not that of groups."""
+        return self.is_strided and (self.groups == 1 or not self.cpu.is_wide)
+
+    @property
+    def _is_narrow(self) -> bool:
+        """Whether a group is no whole number of blocks of channels."""
+        per_group = self.channels // self.groups, self.filters // self.groups
+        return self.groups > 1 and not self.is_depthwise and any(count % self.cpu.lanes for count in per_group)
+
+    def gemm_forward(self) -> int:
+        """Scratch of a forward pass that runs as products of matrices, 0 for one that does not."""
+        wide = (64 if self._is_narrow else 20) if self.cpu.is_wide else 14
+        is_wide = self.kernel[-1] >= wide and self.padding[-1] > 0
+        if self.is_depthwise or not (is_wide or (self._is_narrow and not self.cpu.is_wide)):
+            return 0
+        rows_are_few = self._places // THREADS < 512 and (self.batch > 1 or self.groups > 2)
+        return self._columns * (THREADS if rows_are_few and self.groups > 1 else 1) + _ALIGNED
+
+    def gemm_input_gradient(self) -> int:
+        """The same of the gradient of its input."""
+        reach = self.kernel[-1] - 1 - self.padding[-1]
+        if self.cpu.is_wide:
+            is_gemm = self.kernel[-1] >= 32 if self._is_narrow else reach > 12 or self.kernel[-1] >= 20
+        else:
+            is_gemm = self._is_narrow or reach > 7
+        if self.is_depthwise or self.is_strided or not is_gemm:
+            return 0
+        rows_are_few = self._places // THREADS < 512 or prod(self.kernel) < 64
+        return self._columns * (THREADS if rows_are_few and (self.batch > 1 or self.groups > 2) else 1) + _ALIGNED
+
+    def gemm_weight_gradient(self) -> int:
+        """The same of the gradient of its weights, with four times the weights for each thread."""
+        is_deep = not self.cpu.is_wide and len(self.kernel) == 3 and self.kernel[0] > 1
+        is_gemm = is_deep or self._is_narrow or self.kernel[-1] > (14 if self.cpu.is_wide else 13)
+        if self.is_depthwise or not is_gemm:
+            return 0
+        threads = THREADS if self._places // THREADS < 256 and (self.batch > 1 or self.groups > 2) else 1
+        weight_bytes = FLOAT * self.filters * (self.channels // self.groups) * prod(self.kernel)
+        return threads * (4 * weight_bytes + self._columns) + 2 * _ALIGNED
+
+    @property
+    def _places(self) -> int:
+        """Places in a plane of the result."""
+        return prod(self.windows[-2:])
+
+    @property
+    def _columns(self) -> int:
+        """What the windows of one group see, written out for a plane."""
+        return FLOAT * self.channels // self.groups * prod(self.kernel) * self._places
+
+    def strided_gradient(self) -> int:
+        """Scratch of the gradient of a strided one's input: for each thread the result's, with channels last.
+
+        Where rows of the input are no multiple of the stride, a row of it, too; long rows of one dimension may be made
+        in parts, so that this is the most.
+        """
+        if not self.has_strided_gradient:
+            return 0
+        reach = prod(map(_reached, self.windows, self.size, self.kernel, self.strides, self.padding))
+        width, stride = self.size[-1], self.strides[-1]
+        row = (
+            _whole_pages(-(-width // stride) * stride * stride * self.channels // self.groups) if width % stride else 0
+        )
+        elements = _whole_pages(self.filters * reach) + row
+        return FLOAT * THREADS * elements + _PAGES_OF_STRIDED + (_PAGE if row else 0)
+
+    def summed_weights(self) -> int:
+        """The weights and bias once more, where two threads share samples or rows, with what they wait at."""
+        if not self.cpu.is_wide or self.groups > 1 or prod(self.kernel) == 1 or not self._shares_samples():
+            return 0
+        filters = self.cpu.round_up(self.filters)
+        return FLOAT * filters * (self._padded_channels * prod(self.kernel) + 1) + _BARRIER
+
+    @property
+    def _padded_channels(self) -> int:
+        is_plain = self.channels <= _PLAIN_CHANNELS
+        return self.channels if is_plain else self.cpu.round_up(self.channels)
+
+    def _shares_samples(self) -> bool:
+        """Whether the two threads share samples, not channels: what moves fewer bytes, or is done sooner.
+
+        The search of `jit_avx512_common_conv_bwd_weights_kernel_f32_t::balance`.
+        """
+        rows = (1, *self.windows)[-2]
+        shares_rows = len(self.windows) < 3 and rows > _LEAST_ROWS
+        parts = self.batch * (rows if shares_rows else 1)
+        depth = self.windows[0] if len(self.windows) == 3 else 1
+        blocks = self.cpu.round_up(self.filters) // self.cpu.lanes
+        channels = self._padded_channels
+        input_blocks = max(channels // self.cpu.lanes, 1)
+        block = channels // input_blocks
+        image = prod(self.size) // (self.size[-2] if shares_rows else 1)
+        result = prod(self.windows) // (rows if shares_rows else 1)
+
+        def moved(samples: int, outputs: int, inputs: int) -> int:
+            of_input, of_output = _parts(input_blocks, inputs) * block, _parts(blocks, outputs) * self.cpu.lanes
+            input_parts = self.batch * (self.size[-2] if shares_rows else 1)
+            return (
+                _parts(input_parts, samples) * of_input * image // prod(self.strides)
+                + _parts(parts, samples) * of_output * result
+                + 8 * of_input * of_output * prod(self.kernel)
+            )
+
+        def computed(samples: int, outputs: int, inputs: int) -> int:
+            return _parts(parts, samples) * _parts(blocks, outputs) * _parts(input_blocks, inputs)
+
+        most = min(THREADS, self.batch * depth * (max(1, rows // _LEAST_ROWS) if shares_rows else 1))
+        choices = [(1, 1, min(THREADS, input_blocks)), *([(1, THREADS, 1)] if blocks >= THREADS else [])]
+        choices += [(THREADS, 1, 1)] if most >= THREADS else []
+        best = (1, 1, 1)
+        least = moved(*best)
+        for choice in choices:
+            if moved(*choice) <= least:
+                best, least = choice, moved(*choice)
+        soonest = computed(*best)
+        for choice in choices:
+            is_near = computed(*choice) <= soonest and moved(*choice) < 1.1 * least
+            if is_near or 4 * computed(*choice) <= 3 * soonest:
+                best, soonest = choice, computed(*choice)
+        return best[0] > 1
+
+
+def _reached(windows: int, size: int, kernel: int, stride: int, padding: int) -> int:
+    """Windows in one dimension, with those beyond either end that reach into it."""
+    behind = (windows - 1) * stride + kernel - size - padding
+    return windows + max(0, kernel - 1 - padding) // stride + max(0, kernel - 1 - behind) // stride
+
+
+def _whole_pages(elements: int) -> int:
+    return -(-elements // _PAGE) * _PAGE
+
+
+def _parts(count: int, threads: int) -> int:
+    """What the most loaded of `threads` has."""
+    return -(-count // threads)

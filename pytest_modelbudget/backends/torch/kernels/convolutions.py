@@ -1,0 +1,217 @@
+"""What oneDNN's convolutions take on the CPU beside operands and result: copies in blocks of channels, and scratch.
+
+As oneDNN 3.13 allocates in float32, measured with torch.profiler on x86 CPUs with AVX-512 and with AVX2, two threads:
+other CPUs reorder other things, more threads take more scratch. On AVX2 gradients of dilated ones and of the weights of
+strided pointwise ones have kernels of their own, whose scratch is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from pytest_modelbudget.backends.torch.kernels.convolution_scratch import ConvolutionShape
+from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
+from pytest_modelbudget.backends.torch.kernels.native_convolutions import (
+    native_backward_workspace,
+    native_workspace,
+    runs_natively,
+)
+
+_PLAIN_CHANNELS = 3  # images are read as they are
+
+
+def convolution_workspace(cpu: Cpu, args: tuple[Any, ...], out: torch.Tensor) -> int:
+    """Bytes that `aten.convolution(*args)`, which makes `out`, takes on a `cpu`; 0 where no rule is known."""
+    convolution = _Convolution.of(cpu, args[0], args[1], out, args[3], args[4], args[5], args[6], args[8])
+    return _forward(convolution) + _reordered_operands(convolution, args[0]) if convolution else 0
+
+
+def convolution_backward_workspace(cpu: Cpu, args: tuple[Any, ...]) -> int:
+    """The same of `aten.convolution_backward(*args)`."""
+    gradient, input, weight = args[:3]
+    convolution = _Convolution.of(cpu, input, weight, gradient, args[4], args[5], args[6], args[7], args[9])
+    if convolution is None:
+        return 0
+    return _backward(convolution, *args[10][:2]) + _reordered_operands(convolution, gradient, input)
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    """Sizes of a convolution in bytes: as tensors, and in blocks of channels, as oneDNN's kernels want them.
+
+    `scratch` is the buffer of the threads for a strided one of single points, `upstream` that for the gradient of a
+    strided one's input, which a transposed one makes forward. `copies` are those of the weights that a depthwise one
+    sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering.
+    `ordered_weight` are the weights once more, where they are not in the order of the data.
+    """
+
+    shape: ConvolutionShape
+    input: int
+    weight: int
+    output: int
+    blocked_input: int
+    blocked_weight: int
+    padded_weight: int
+    blocked_output: int
+    scratch: int
+    upstream: int
+    copies: int
+    pointwise: bool
+    transposed: bool
+    channels_last: bool
+    ordered_weight: int
+
+    @classmethod
+    def of(
+        cls,
+        cpu: Cpu,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        output: torch.Tensor,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        transposed: bool,
+        groups: int,
+    ) -> _Convolution | None:
+        """The sizes; None for a kernel that is not oneDNN's in float32."""
+        if input.dtype is not torch.float32 or weight.dtype is not torch.float32 or not input.numel():
+            return None
+        dense, windowed = (output, input) if transposed else (input, output)  # windows of `dense` make `windowed`
+        channels, filters, kernel = int(dense.shape[1]), int(windowed.shape[1]), tuple(map(int, weight.shape[2:]))
+        shape = ConvolutionShape(
+            cpu=cpu,
+            batch=int(input.shape[0]),
+            channels=channels,
+            filters=filters,
+            groups=groups,
+            kernel=kernel,
+            strides=_per_dimension(stride, len(kernel)),
+            padding=_per_dimension(padding, len(kernel)),
+            dilation=_per_dimension(dilation, len(kernel)),
+            size=tuple(map(int, dense.shape[2:])),
+            windows=tuple(map(int, windowed.shape[2:])),
+        )
+        is_plain = channels <= _PLAIN_CHANNELS and groups == 1
+        weight_elements = (
+            cpu.round_up(filters) * prod(kernel) * (cpu.round_up(channels) if groups == 1 else channels // groups)
+        )
+        blocked_dense = 0 if is_plain else cpu.blocked_bytes(dense)
+        pointwise = prod(kernel) == 1
+        sizes = blocked_dense, cpu.blocked_bytes(windowed)
+        channels_last = _is_channels_last(input) or _is_channels_last(weight)
+        is_ordered = pointwise or _is_channels_last(weight) if channels_last else weight.is_contiguous()
+        return cls(
+            shape=shape,
+            input=_bytes(input),
+            weight=_bytes(weight),
+            output=_bytes(output),
+            blocked_input=sizes[transposed],
+            blocked_output=sizes[not transposed],
+            blocked_weight=FLOAT * (cpu.round_up(filters) * prod(kernel) * channels if is_plain else weight_elements),
+            padded_weight=FLOAT * weight_elements,
+            scratch=FLOAT * THREADS * channels * prod(shape.windows) if shape.is_strided and pointwise else 0,
+            upstream=shape.strided_gradient(),
+            copies=(cpu.copies + 1) * FLOAT * weight_elements if shape.is_depthwise else 0,
+            pointwise=pointwise,
+            transposed=transposed,
+            channels_last=channels_last,
+            ordered_weight=0 if is_ordered else _bytes(weight),
+        )
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is torch's own."""
+        return not self.transposed and runs_natively(self.shape)
+
+
+def _forward(convolution: _Convolution) -> int:
+    """Operands and result are copied into blocks, and the result back once the operands are let go of."""
+    if convolution.channels_last:
+        return convolution.blocked_weight + (0 if convolution.shape.is_depthwise else convolution.ordered_weight)
+    if convolution.is_native:
+        return native_workspace(convolution.shape) + convolution.ordered_weight
+    if not convolution.transposed and (gemm := convolution.shape.gemm_forward()):
+        return convolution.ordered_weight + max(gemm, convolution.output)
+    scratch = convolution.upstream if convolution.transposed else convolution.scratch
+    blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output + scratch
+    copied_back = convolution.blocked_output * (2 if convolution.transposed else 1)
+    return convolution.ordered_weight + max(blocked_bytes - convolution.output, copied_back)
+
+
+def _backward(convolution: _Convolution, to_input: bool, to_weight: bool) -> int:
+    """The gradient of the input comes first, then that of the weights; both are made in blocks and copied back."""
+    results = (convolution.input if to_input else 0) + (convolution.weight if to_weight else 0)
+    if convolution.channels_last:
+        return _backward_of_channels_last(convolution, to_input, to_weight)
+    if convolution.is_native:
+        columns = native_backward_workspace(convolution.shape, convolution.weight, to_input, to_weight)
+        return columns + convolution.ordered_weight
+    input_peak = _input_gradient_peak(convolution) if to_input else 0
+    weight_peak = _weight_gradient_peak(convolution) + (convolution.input if to_input else 0) if to_weight else 0
+    return convolution.ordered_weight + max(input_peak, weight_peak, results) - results
+
+
+def _input_gradient_peak(convolution: _Convolution) -> int:
+    """That of a strided one is made with channels last, and copied twice."""
+    shape, input = convolution.shape, convolution.input
+    data = convolution.blocked_input or input
+    if convolution.transposed:
+        return max(convolution.blocked_output + convolution.padded_weight + data, data + input)
+    if gemm := shape.gemm_input_gradient():
+        return input + max(gemm, input)
+    if shape.has_strided_gradient:
+        copies = input if shape.channels == 1 else 2 * input
+        return max(convolution.output + convolution.padded_weight + input + convolution.upstream, input + copies)
+    return max(convolution.blocked_output + convolution.padded_weight + data, data + input)
+
+
+def _weight_gradient_peak(convolution: _Convolution) -> int:
+    shape, weight = convolution.shape, convolution.weight
+    if not convolution.transposed and (gemm := shape.gemm_weight_gradient()):
+        return weight + max(gemm, weight)
+    operands = convolution.blocked_output + convolution.blocked_input + convolution.scratch
+    summed = 0 if convolution.transposed else shape.summed_weights()
+    return convolution.blocked_weight + max(operands + summed, weight)
+
+
+def _backward_of_channels_last(convolution: _Convolution, to_input: bool, to_weight: bool) -> int:
+    """Only weights are reordered: their copies are what is taken."""
+    if convolution.shape.is_depthwise:
+        return convolution.copies if to_weight else convolution.blocked_weight
+    ordered = convolution.ordered_weight
+    first = (
+        ordered + convolution.padded_weight + convolution.upstream - (convolution.weight if to_weight else 0)
+        if to_input
+        else 0
+    )
+    return max(first, ordered + 2 * convolution.weight if to_weight else 0)
+
+
+def _reordered_operands(convolution: _Convolution, *operands: torch.Tensor) -> int:
+    """Operands that are not in the order of the kernel are copied first, for as long as it runs."""
+    return sum(
+        _bytes(operand)
+        for operand in operands
+        if not (_is_channels_last(operand) if convolution.channels_last else operand.is_contiguous())
+    )
+
+
+def _per_dimension(value: Any, dims: int) -> tuple[int, ...]:
+    numbers = tuple(int(item) for item in value)
+    return numbers if len(numbers) == dims else numbers * dims
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return int(tensor.numel()) * FLOAT
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether channels are last in memory, as torch decides it for its choice of a kernel."""
+    kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
+    kind = kinds.get(tensor.dim())
+    return kind is not None and tensor.is_contiguous(memory_format=kind) and not tensor.is_contiguous()
