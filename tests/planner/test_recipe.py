@@ -40,7 +40,7 @@ def test_every_key_is_read() -> None:
         pytest.param({"batch": True}, "training.batch", id="a flag for a number"),
         pytest.param({"precision": "fp8"}, "training.precision: write fp32, bf16, ", id="unknown precision"),
         pytest.param({"dims": {"T": "long"}}, "training.dims: write a mapping of names", id="dims"),
-        pytest.param({"compile": True}, "training.compile: compiled training is not planned", id="compile"),
+        pytest.param({"compile": True}, "training.compile: write auto, none, xla or inductor", id="compile"),
         pytest.param({"lora": {"rank": 4, "targets": "q"}}, "training.lora: write {rank: 8", id="targets are no list"),
         pytest.param({"lora": {"rank": 4, "targets": 5}}, "training.lora: write {rank: 8", id="targets are a number"),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),

@@ -16,7 +16,7 @@ from pytest_modelbudget.backends.jax.arguments import CallArguments
 from pytest_modelbudget.backends.jax.recorder import CallRecorder
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
-from pytest_modelbudget.planner.recipe import ASSUMED, refuse_language_loss
+from pytest_modelbudget.planner.recipe import ASSUMED, refuse_torch_only
 from pytest_modelbudget.planner.references import imported
 
 OPTAX_NAMES = (
@@ -60,7 +60,7 @@ def refuse_unplanned(recipe: Recipe) -> None:
             raise ModelBudgetError(
                 f"{kind}.{key}: {value} is not planned for JAX models: {_CURES.get(key, 'it is for torch models')}"
             )
-    refuse_language_loss(recipe, "JAX")
+    refuse_torch_only(recipe, "JAX")
     if recipe.compile == "none":
         raise ModelBudgetError(f"{kind}.compile: JAX compiles what it runs with XLA: leave it out, or write xla")
     if recipe.precision not in ("fp32", *_CASTS):

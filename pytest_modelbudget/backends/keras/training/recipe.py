@@ -18,7 +18,7 @@ import keras
 from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
-from pytest_modelbudget.planner.recipe import ASSUMED, refuse_language_loss
+from pytest_modelbudget.planner.recipe import ASSUMED, refuse_torch_only
 from pytest_modelbudget.planner.references import imported
 
 OPTIMIZER_CLASSES = {
@@ -87,7 +87,7 @@ def refuse_unplanned(recipe: Recipe) -> None:
             kind = "training" if isinstance(recipe, Training) else "inference"
             cure = _CURES.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for Keras models: {cure}")
-    refuse_language_loss(recipe, "Keras")
+    refuse_torch_only(recipe, "Keras")
     backend = keras.backend.backend()
     if backend == "jax":
         _refuse_on_jax(recipe)

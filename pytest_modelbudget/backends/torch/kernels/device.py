@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.patching import patched
-from pytest_modelbudget.backends.torch.compat import tree_map_only
+from pytest_modelbudget.backends.torch.compat import TracedTensor, tree_map_only
 from pytest_modelbudget.backends.torch.kernels.attention import additive_mask
 
 _TO_HALF = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
@@ -222,7 +222,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    if not query.is_meta or query.dim() != 4 or query.dtype not in _FLOATS:
+    if not (query.is_meta or isinstance(query, TracedTensor)) or query.dim() != 4 or query.dtype not in _FLOATS:
         return NotImplemented
     size, half = query.shape[-1], query.dtype is not torch.float32
     grouped = enable_gqa and query.shape[1] != key.shape[1]
