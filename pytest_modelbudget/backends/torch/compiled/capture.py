@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pytest_modelbudget.backends.patching import patched
@@ -110,19 +110,23 @@ class CompiledModel:
         if self._reorders:
             copy_what_is_given(module.graph, results_of(module.graph), self._given_back)
         self._donated = donated_names(module.graph, self._given_back)
-        return self._runner(module, ())
+        return self._runner(module, (), self._given_back or None)
 
     def _backward(self, module: GraphModule, inputs: Sequence[Any]) -> Run:
         return self._runner(module, self._donated)
 
-    def _runner(self, module: GraphModule, donated: Collection[str]) -> Run:
+    def _runner(self, module: GraphModule, donated: Collection[str], given_back: int | None = None) -> Run:
+        """What runs `module`, whose first `given_back` results (None: all) lie as the model's code says."""
+        results = results_of(module.graph)[:given_back]
+        returned = {result.name for result in results if isinstance(result, Node)}
+        order = reordered if self._reorders else None
         with no_modes():  # the backward pass is compiled in the run
-            run = runner(module, donated, self._at, reordered if self._reorders else None)
+            run = runner(module, donated, self._at, reordered=order, fixed=returned)
 
         def run_or_capture(args: list[Any]) -> list[Any]:
             return traced_results(module.graph) if self._capturing else run(args)
 
-        run_or_capture._boxed_call = True  # type: ignore[attr-defined]
+        vars(run_or_capture)["_boxed_call"] = True  # so torch knows that it empties its list
         return run_or_capture
 
 

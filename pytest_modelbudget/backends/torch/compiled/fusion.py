@@ -94,8 +94,8 @@ def donated_names(graph: Graph, given_back: int) -> frozenset[str]:
 
 def results_of(graph: Graph) -> Sequence[Any]:
     """What `graph` gives back: nodes, and values that are none."""
-    (results,) = next(node for node in graph.nodes if node.op == "output").args
-    return results  # type: ignore[return-value]
+    results: Sequence[Any] = next(node for node in graph.nodes if node.op == "output").args[0]
+    return results
 
 
 def parts_of(node: Node) -> tuple[Node, ...]:

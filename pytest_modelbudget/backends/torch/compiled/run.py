@@ -26,19 +26,25 @@ PATH = "modelbudget_path"
 """Where a node keeps the path of the module that called it, among its custom metadata."""
 
 
-def runner(module: GraphModule, donated: Collection[str], at: At, reordered: Layout | None = None) -> Run:
+def runner(
+    module: GraphModule,
+    donated: Collection[str],
+    at: At,
+    *,
+    reordered: Layout | None = None,
+    fixed: Collection[str] = (),
+) -> Run:
     """What runs `module` on meta, as AOTAutograd calls what was compiled: it empties the list that it is given.
 
-    What only its kernels read is `reordered`.
+    What fused kernels leave is `reordered`, but for nodes of the names `fixed`.
     """
     instructions = instructions_of(module.graph, donated)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     constants = [node for node in module.graph.nodes if node.op == "get_attr"]
     results = results_of(module.graph)
     made = {part for step in instructions if step.kind == "fused" for part in parts_of(step.node)}
-    traced = {
-        part: part.meta["val"] if reordered is None or part in results else reordered(part.meta["val"]) for part in made
-    }
+    layout = reordered or _unchanged
+    traced = {part: part.meta["val"] if part.name in fixed else layout(part.meta["val"]) for part in made}
 
     def run(args: list[Any]) -> list[Any]:
         values: dict[Node, Any] = dict(zip(inputs, args, strict=True))
@@ -54,7 +60,7 @@ def runner(module: GraphModule, donated: Collection[str], at: At, reordered: Lay
                 values.pop(base, None)
         return [values[result] if isinstance(result, Node) else result for result in results]
 
-    run._boxed_call = True  # type: ignore[attr-defined]
+    vars(run)["_boxed_call"] = True  # so torch knows that it empties its list
     return run
 
 
@@ -87,6 +93,10 @@ def _like(traced: Any, device: Any = None) -> Any:
         ),
         traced,
     )
+
+
+def _unchanged(value: torch.Tensor) -> torch.Tensor:
+    return value
 
 
 def _path(node: Node) -> str:

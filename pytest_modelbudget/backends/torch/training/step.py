@@ -84,9 +84,7 @@ def record_step(
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
     """
     if recipe.compile == "xla":
-        raise ModelBudgetError(
-            "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
-        )
+        raise ModelBudgetError("compile: xla is for models on TensorFlow and JAX: write inductor for torch.compile")
     sizes = run_sizes(sizes, recipe)
     make_run = recording or StepRecording
 
