@@ -105,7 +105,6 @@ PRIVATE: tuple[Private, ...] = (
         "what runs a graph lets go of its inputs", _NOT_COMPILED,
     ),
     Private("torch.utils._pytree", "tree_flatten tree_unflatten", "compiled", "arguments are inputs of the graph"),
-    Private("torch._C", "_DisableAutocast", "compiled", "casts are those of the device, which are functions here"),
     Private(
         "torch.compiler", "_is_compiling_flag", "compiled", "models that are compiled read no values", _NOT_COMPILED,
     ),

@@ -84,7 +84,6 @@ class CompiledModel:
         )
         with ExitStack() as stack:
             stack.enter_context(no_modes())
-            stack.enter_context(torch._C._DisableAutocast())
             stack.enter_context(patched(torch.compiler, "_is_compiling_flag", True))  # asked before values are read
             stack.enter_context(V.set_fake_mode(mode))
             stack.enter_context(_paths_noted(self._model))

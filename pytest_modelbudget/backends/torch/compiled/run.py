@@ -79,7 +79,7 @@ def _run(instruction: Instruction, values: dict[Node, Any], traced: Mapping[Node
     else:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda operand: values[operand])
         target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
-        out = target(*args, **kwargs)  # type: ignore[operator]
+        out = target(*args, **kwargs)
         for part in parts_of(node) if instruction.kind == "kernel" else (node,):
             values[part] = out if part is node else out[part.args[1]]
 

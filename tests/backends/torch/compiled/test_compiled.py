@@ -82,6 +82,7 @@ class Decides(nn.Linear):
     ("build", "recipe", "message"),
     [
         pytest.param(perceptron, {"training": {"checkpointing": "blocks"}}, "checkpointing is not", id="checkpointing"),
+        pytest.param(perceptron, {"training": {"precision": "bf16-mixed"}}, "autocast is not", id="autocast"),
         pytest.param(perceptron, {"training": {"sharding": {"fsdp": 2}}}, "many ranks", id="sharding"),
         pytest.param(perceptron, {"training": {"offload": ["activations"]}}, "on the host", id="offload"),
         pytest.param(perceptron, {"training": {"loss": "liger"}}, "loss: liger", id="loss"),
@@ -104,6 +105,7 @@ def test_what_is_not_planned_compiled_is_refused_by_name(build: Any, recipe: dic
 def test_a_step_that_inductor_compiled_takes_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real one on the CPU, with dropout, whose random numbers the compiler makes anew."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
     model = nn.Sequential(perceptron(), nn.Dropout(0.1), nn.LayerNorm(WIDTH), perceptron())
     recipe = {"optimizer": "sgd", "foreach": False, "kernels": KERNELS, "compile": "inductor"}
     planned = plan(model, f"float32[{BATCH}, {WIDTH}]", training=recipe).peak_bytes
