@@ -8,13 +8,9 @@ from functools import partial
 from pytest_modelbudget.planner.allocator import Reserve, replay
 from pytest_modelbudget.planner.devices import Device
 from pytest_modelbudget.planner.libraries import conv_bounds, with_convolutions
-from pytest_modelbudget.planner.memory_trace import MemoryTrace
+from pytest_modelbudget.planner.memory_trace import PLAN_ERROR_PERCENT, MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT, Settings
 from pytest_modelbudget.summary import Fit, Margin
-
-PLAN_ERROR = 100
-"""A plan may be off by one part in so many, each way: real steps on a CPU and byte-exact published peaks are within it
-(`tests/benchmarks/memory_truth.py`, `published_peaks.py`)."""
 
 
 def fit_trace(trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, repeats: int = 0) -> Fit:
@@ -30,7 +26,8 @@ def fit_trace(trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, r
         return replay(trace, settings, capacity=capacity, repeats=repeats)
 
     reserve = run(trace, None)
-    alive, limit = reserve.peak_allocated, on.free - reserve.peak_allocated // PLAN_ERROR
+    alive = reserve.peak_allocated
+    limit = on.free - alive * trace.error_percent // 100
     if reserve.peak_reserved <= limit:
         reserved = reserve.peak_reserved
     elif alive <= limit and (within := run(trace, limit)).failed_at is None:
@@ -44,17 +41,17 @@ def fit_trace(trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, r
     if widest is not None and run(widest, limit).failed_at is not None:
         most = run(widest, None).peak_reserved
         workspaces = max(0, _least_reserve(partial(run, widest), limit, most) - reserved)
-    return _fit(on, alive, reserved, workspaces)
+    return _fit(on, alive, reserved, workspaces, trace.error_percent)
 
 
 def fit_bytes(reserved: int | None, on: Device) -> Fit:
     """Whether a reserve of so many bytes fits a device beside its highest context; None where it is not known."""
-    return Fit(on.name, on.capacity, None) if reserved is None else _fit(on, reserved, reserved, 0)
+    return Fit(on.name, on.capacity, None) if reserved is None else _fit(on, reserved, reserved, 0, PLAN_ERROR_PERCENT)
 
 
 def _least_reserve(run: Callable[[int], Reserve], low: int, high: int) -> int:
     """The capacity with which a run goes through, from `low`, with which it does not, to `high`; up to a hundredth."""
-    step = high // PLAN_ERROR
+    step = high // 100
     while high - low > step:
         middle = (low + high) // 2
         low, high = (low, middle) if run(middle).failed_at is None else (middle, high)
@@ -69,15 +66,15 @@ def _with_workspaces(trace: MemoryTrace, on: Device) -> MemoryTrace | None:
     return with_convolutions(trace, bounds[1])
 
 
-def _fit(on: Device, alive: int, reserved: int, workspaces: int) -> Fit:
-    error = alive // PLAN_ERROR
+def _fit(on: Device, alive: int, reserved: int, workspaces: int, error_percent: int) -> Fit:
+    error = alive * error_percent // 100
     low_context, high_context = on.context or (0, 0)
     margins = (
         ("the context of the device", high_context - low_context),
         ("what the driver keeps", on.kept),
         ("fragmentation", reserved - alive),
         ("workspaces of convolutions", workspaces),
-        ("the plan itself, 1 % each way", 2 * error),
+        (f"the plan itself, {error_percent} % each way", 2 * error),
     )
     return Fit(
         on.name,

@@ -9,7 +9,7 @@ from pytest_modelbudget.planner.allocator import replay
 from pytest_modelbudget.planner.devices import Device, device_by_name, need_note
 from pytest_modelbudget.planner.libraries import blas_workspaces, conv_bounds, with_blas, with_convolutions
 from pytest_modelbudget.planner.margins import fit_trace
-from pytest_modelbudget.planner.memory_trace import MemoryTrace
+from pytest_modelbudget.planner.memory_trace import PLAN_ERROR_PERCENT, MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT
 from pytest_modelbudget.planner.time_bound import time_bounds
 from pytest_modelbudget.planner.timeline import plan_of
@@ -29,7 +29,8 @@ def memory_plan(trace: MemoryTrace, kind: Kind, recipe: str, *, torch: str, devi
 
     The workspaces of BLAS are those of the first device (without any: of an NVIDIA card before Hopper). `low_bytes` is
     the peak without them, `high_bytes` with the largest known ones, those of Hopper, and with workspaces of
-    convolutions at their upper bound, which a run takes where there is room.
+    convolutions at their upper bound, which a run takes where there is room; of an estimate both are as far off as it
+    may be.
 
     Raises:
         ModelBudgetError: a device that is not known.
@@ -38,13 +39,14 @@ def memory_plan(trace: MemoryTrace, kind: Kind, recipe: str, *, torch: str, devi
     on = next(iter(named_devices.values()), DEFAULT_DEVICE)
     complete = with_blas(trace, blas_workspaces(torch, on))
     plan = plan_of(complete, kind, recipe)
+    error = trace.error_percent if trace.error_percent > PLAN_ERROR_PERCENT else 0
     repeats = REPEATS if len(trace.steps) > 1 else 0
     reserve = replay(complete, DEFAULT, repeats=repeats)
     return replace(
         plan,
         reserved_bytes=reserve.peak_reserved,
-        low_bytes=min(trace.peak(), plan.peak_bytes or 0),
-        high_bytes=max(_upper_bound(trace, torch).peak(), plan.peak_bytes or 0),
+        low_bytes=min(trace.peak(), plan.peak_bytes or 0) * (100 - error) // 100,
+        high_bytes=max(_upper_bound(trace, torch).peak(), plan.peak_bytes or 0) * (100 + error) // 100,
         time_bounds=() if trace.work is None else tuple(time_bounds(trace.work, named_devices)),
         notes=(
             *plan.notes,

@@ -12,6 +12,10 @@ from itertools import chain, islice
 from pytest_modelbudget.planner.traffic import Work
 from pytest_modelbudget.summary.plan import Phase, Role
 
+PLAN_ERROR_PERCENT = 1
+"""By how much a plan may be off, each way: real steps on a CPU and byte-exact published peaks are within it
+(`tests/benchmarks/memory_truth.py`, `published_peaks.py`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class InitialStorage:
@@ -56,6 +60,7 @@ class MemoryTrace:
     `owners` tell which of several models has a parameter, a gradient or a state, by storage.
     `work` is what the operators of the measured step (of generation: of the pass of one more token) have to do at
     least, None where that is not recorded, and `uncounted` are operators of it without a FLOP rule, with their calls.
+    A plan of the run may be off by `error_percent`, each way.
     """
 
     held: tuple[InitialStorage, ...]
@@ -66,6 +71,7 @@ class MemoryTrace:
     owners: Mapping[int, str] = field(default_factory=dict)
     work: tuple[Work, ...] | None = None
     uncounted: Mapping[str, int] = field(default_factory=dict)
+    error_percent: int = PLAN_ERROR_PERCENT
 
     @property
     def measured(self) -> int:

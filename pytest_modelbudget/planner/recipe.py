@@ -12,7 +12,7 @@ from pytest_modelbudget.planner.lora import lora_text
 from pytest_modelbudget.planner.pipeline import pipeline_text
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
-Compile = Literal["auto", "none", "xla"]
+Compile = Literal["auto", "none", "xla", "inductor"]
 ZeroGrad = Literal["before", "before-backward", "after", "never"]
 Outputs = Literal["kept", "until-step", "dropped"]
 LoopName = Literal["torch", "hf-trainer", "lightning", "torchtitan", "nanogpt"]
@@ -82,7 +82,8 @@ class Inference:
     `device_map` with `cpu`).
     `steps` is `module:callable`, called with the models and the inputs instead of the model with the inputs.
     `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2. `compile: xla` compiles
-    the call of a JAX model for the CPU (`auto`: it is not compiled, and its peak not known).
+    the call of a JAX model for the CPU (`auto`: it is not compiled, and its peak not known); `inductor` estimates a
+    torch model under torch.compile.
     """
 
     batch: int | None = None
@@ -130,7 +131,8 @@ class Training:
     many ranks (see `Pipeline`); `batch` is then that of all microbatches together, and the plan that of the rank with
     the highest peak. `compile` is `xla` or `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself
     `none`); what `xla` takes is not known. For JAX models `xla` compiles the step for the CPU (`auto`: it is not
-    compiled, and its peak not known).
+    compiled, and its peak not known). `inductor` estimates the step of a torch model under torch.compile, whose loss
+    and optimizer run as they are.
 
     `outputs` says whether what the model returned is `kept` until the next pass returns, `until-step`, or `dropped`
     before the backward pass; `zero_grad` may also be `before-backward`. What these two do not say (None) is as in
@@ -212,15 +214,21 @@ def refuse_keys(recipe: Recipe, framework: str, planned: Collection[str], cures:
         if key not in planned and value not in (getattr(default, key), ASSUMED.get(key)):
             cure = cures.get(key, "it is for torch models")
             raise ModelBudgetError(f"{kind}.{key}: {value} is not planned for {framework} models: {cure}")
-    _refuse_language_loss(recipe, framework)
+    _refuse_torch_only(recipe, framework)
 
 
-def _refuse_language_loss(recipe: Recipe, framework: str) -> None:
-    """Refuse a loss that takes the place of a head, for models whose head is not found.
+def _refuse_torch_only(recipe: Recipe, framework: str) -> None:
+    """Refuse values that only torch models know: a loss that takes the place of a head, and torch's compiler.
 
     Raises:
-        ModelBudgetError: with the loss, and what to write instead.
+        ModelBudgetError: with the value, and what to write instead.
     """
+    if recipe.compile == "inductor":
+        kind = "training" if isinstance(recipe, Training) else "inference"
+        raise ModelBudgetError(
+            f"{kind}.compile: inductor is planned for torch models, not for {framework} models: write xla or none, or "
+            "leave it out"
+        )
     if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
         raise ModelBudgetError(
             f"training.loss: {recipe.loss} is planned for torch models, not for {framework} models: write "

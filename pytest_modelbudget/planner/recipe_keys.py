@@ -236,7 +236,7 @@ def _experts_problem(sharding: Mapping[str, Any]) -> str:
 def _check_compile(value: Any) -> tuple[str, Any]:
     if value in (False, "no", "none"):
         return "", "none"
-    return ("" if value in ("auto", "xla") else "compiled training is not planned: write auto, none or xla"), value
+    return ("" if value in get_args(Compile) else "write auto, none, xla or inductor"), value
 
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -277,7 +277,7 @@ KEYS: dict[str, Key] = {
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
     "no_sync": _check_flag(),
     "pipeline": Key(check_pipeline, _PIPELINE, "{ranks: 4, schedule: 1f1b, microbatches: 8}"),
-    "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla or none, for TensorFlow and JAX"),
+    "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla, none; inductor for torch"),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),
     "outputs": _check_choice(*get_args(Outputs)),

@@ -62,8 +62,8 @@ def _problems(summary: Summary, recipe: Recipe) -> Iterator[str]:
             yield f"{name}: {value} is not planned for {summary.framework} models, whose steps are not recorded"
     if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
         yield f"loss: {recipe.loss} is not planned for {summary.framework} models, whose steps are not recorded"
-    if recipe.compile == "xla":
-        yield f"compile: xla is not planned for {summary.framework} models, whose steps are not recorded"
+    if recipe.compile in ("xla", "inductor"):
+        yield f"compile: {recipe.compile} is not planned for {summary.framework} models, whose steps are not recorded"
     if not isinstance(recipe, Training):
         yield f"what a forward pass has alive at once is not known for {summary.framework} models"
         return

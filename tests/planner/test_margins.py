@@ -48,6 +48,13 @@ def test_verdict(size: int, verdict: str) -> None:
     assert fit_bytes(size, device_by_name("8 GiB")) == fit
 
 
+def test_an_estimate_is_tight_by_its_own_error() -> None:
+    """Where a plan may be off by 10 %, 7,200 MiB may not fit 8 GiB, with 500 MiB for the context."""
+    assert fit_trace(run(7200 * MIB), device_by_name("8 GiB")).verdict == "fits"
+    fit = fit_trace(replace(run(7200 * MIB), error_percent=10), device_by_name("8 GiB"))
+    assert (fit.verdict, cause(fit, "the plan itself, 10 % each way")) == ("tight", 2 * 720 * MIB)
+
+
 def cause(fit: Fit, name: str) -> int:
     """The bytes of a cause."""
     return next((margin.bytes for margin in fit.margins if margin.cause == name), 0)

@@ -10,6 +10,7 @@ The rooms, from below; each one's head says what its modules do, and none import
 - `replay`: blocks that repeat are not run again.
 - `trace`: one forward pass, watched.
 - `memory`: what a pass saves, holds and allocates.
+- `compiled`: a model as torch.compile runs it, as an estimate.
 - `training`, `distributed`: whole steps by a recipe, on one device and as rank 0 of many.
 - `serving`: what an engine takes that serves a model.
 

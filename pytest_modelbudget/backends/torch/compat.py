@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._subclasses.functional_tensor
 import torch.utils._python_dispatch
 import torch.utils._pytree
 
@@ -16,6 +17,9 @@ OpOverload = torch._ops.OpOverload
 
 tree_map_only = torch.utils._pytree.tree_map_only
 """Nested values with each part of a class mapped."""
+
+TracedTensor = torch._subclasses.functional_tensor.FunctionalTensor
+"""The class of tensors while AOTAutograd traces a function; they are as if on the CPU, and have no memory."""
 
 no_modes = torch.utils._python_dispatch._disable_current_modes
 """A context without the modes that are around: a pass has its own."""

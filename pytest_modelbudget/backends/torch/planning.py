@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.compiled.estimate import check_compiled
 from pytest_modelbudget.backends.torch.distributed.pipeline import record_pipeline
 from pytest_modelbudget.backends.torch.distributed.rank import CASTS_NOTE, ShardedStep, casts_unsaid, record_sharded
 from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, CUDNN_NOTE
@@ -169,6 +170,7 @@ def _recorded(
 ) -> tuple[Plan, MemoryTrace]:
     """The plan of a run, and the memory trace that was recorded of it."""
     sharded: ShardedStep | None = None
+    check_compiled(runnable.name, recipe, runnable.model)
     if recipe.steps != "none":
         recording = {"recording": ModelsStep, **recording}
     elif not has_forward(runnable.model):

@@ -12,6 +12,7 @@ OLDEST = "2.6"
 
 _NEEDED = "nothing: torch models are not counted, and the error names what is missing"
 _NO_PLAN = "plans with the `sharding` that needs them fail, and say so"
+_NOT_COMPILED = "`compile: inductor` is refused, and the error names what is missing"
 _SKIPPED = "it is passed over: what is not there cannot be changed"
 _WRAPPED = "the wrapper is a row of its own; a test of wrapped models fails"
 _UNPACKED = "such layers would seem to have no weights; tests of quantized models fail"
@@ -80,6 +81,37 @@ PRIVATE: tuple[Private, ...] = (
         "torch._C", "_nn", "kernels", "functions of layers are C functions, which are watched where they are called",
     ),
     Private("torch", "_VF", "kernels", "recurrent functions are watched where they are called"),
+    # What torch.compile makes of a model, without a kernel.
+    Private(
+        "torch._subclasses.functional_tensor", "FunctionalTensor", "compat",
+        "tensors of a function that is traced are as on the device that is planned for",
+    ),
+    Private(
+        "torch._subclasses.fake_tensor",
+        "FakeTensor FakeTensorMode DataDependentOutputException DynamicOutputShapeException", "compiled",
+        "a model is traced without memory, and says where it asks for values", _NOT_COMPILED,
+    ),
+    Private(
+        "torch._functorch.aot_autograd", "aot_function", "compiled",
+        "forward and backward pass are traced in one; functorch.compile has it, and imports more", _NOT_COMPILED,
+    ),
+    Private(
+        "torch._inductor", "decomposition.select_decomp_table lowering virtualized.V", "compiled",
+        "the graph is taken apart as Inductor does it", _NOT_COMPILED,
+    ),
+    Private(
+        "torch._inductor.compile_fx", "partition_fn", "compiled", "Inductor decides what is saved", _NOT_COMPILED,
+        since="2.14",
+    ),
+    Private(
+        "torch._functorch._aot_autograd.graph_compile", "_boxed_call", "compiled",
+        "what runs a graph lets go of its inputs", _NOT_COMPILED,
+    ),
+    Private("torch.utils._pytree", "tree_flatten tree_unflatten", "compiled", "arguments are inputs of the graph"),
+    Private(
+        "torch.compiler", "_is_compiling_flag", "compiled", "models that are compiled read no values", _NOT_COMPILED,
+    ),
+    Private("torch._ops.OpOverload", "_opname", "compiled", "which operators are fused goes by their names"),
     # Tensors and modules.
     Private("torch.Tensor", "_make_subclass", "compat", "parameters stay of their class without memory"),
     Private("torch.Tensor", "_version", "replay", "a block that wrote to its arguments is not replayed"),

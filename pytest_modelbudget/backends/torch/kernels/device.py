@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pytest_modelbudget.backends.patching import patched
-from pytest_modelbudget.backends.torch.compat import tree_map_only
+from pytest_modelbudget.backends.torch.compat import TracedTensor, tree_map_only
 from pytest_modelbudget.backends.torch.kernels.attention import additive_mask
 
 _TO_HALF = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
@@ -234,7 +234,7 @@ def fused_attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Attention with CUDA's kernel; NotImplemented where that is the unfused one without dropout, and off meta."""
-    if not query.is_meta or query.dtype not in _FLOATS:
+    if not (query.is_meta or isinstance(query, TracedTensor)) or query.dtype not in _FLOATS:
         return NotImplemented
     if query.dim() != 4 and not dropout_p:  # fused kernels of CUDA take nothing else
         return NotImplemented

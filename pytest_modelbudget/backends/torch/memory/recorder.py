@@ -51,6 +51,7 @@ class Recorder(Observer):
         self.on_device = False
         self.cpu: Cpu | None = None
         self.kernel = ""
+        self.place: str | None = None
         self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._paths = {id(node.module): node.path for node in nodes(model)}
         self._initial: list[InitialStorage] = []
@@ -117,6 +118,16 @@ class Recorder(Observer):
         finally:
             self.kernel = outer
 
+    @contextmanager
+    def at(self, place: str, kernel: str = "") -> Iterator[None]:
+        """Inside, operators are those of the module at `place`, and the parts of one `kernel` where that has a name."""
+        outer, self.place = self.place, place
+        try:
+            with self.in_kernel(kernel or self.kernel):
+                yield
+        finally:
+            self.place = outer
+
     def run(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run `module`; operators meanwhile are its, unless a module inside calls them."""
         with self.recomputing() if self.phase == "backward" and not self.stack else nullcontext():
@@ -144,6 +155,8 @@ class Recorder(Observer):
 
     def _path(self) -> str:
         """The module at work; in the backward pass the one that made the node of autograd that is running."""
+        if self.place is not None:
+            return self.place
         if self.phase == "backward" and not self.stack:
             node = torch._C._current_autograd_node()
             return self._made_by.get(node._sequence_nr(), "") if node is not None else ""

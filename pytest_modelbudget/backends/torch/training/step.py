@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
+from pytest_modelbudget.backends.torch.compiled.estimate import NOTE, WORST
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
@@ -84,9 +86,7 @@ def record_step(
         ModelBudgetError: the model does not run so, or the recipe does not fit it; with the part that failed.
     """
     if recipe.compile == "xla":
-        raise ModelBudgetError(
-            "compile: xla is for models on TensorFlow and JAX: compiled torch models are not planned"
-        )
+        raise ModelBudgetError("compile: xla is for models on TensorFlow and JAX: write inductor for torch.compile")
     sizes = run_sizes(sizes, recipe)
     make_run = recording or StepRecording
 
@@ -149,6 +149,7 @@ class StepRecording:
         self.notes: list[str] = []
         self.fused_loss: FusedLoss | None = None
         self.host_weights: HostWeights | None = None
+        self.called: Callable[..., Any] = self.model
 
     def memory_trace(self) -> MemoryTrace:
         """Run it all."""
@@ -165,6 +166,10 @@ class StepRecording:
             stack.enter_context(value_reads_observed(dispatcher.note_read))
             if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
                 self.fused_loss = FusedLoss(str(recipe.loss), self.head_of(str(recipe.loss), call, dispatcher))
+            self.called = self.model
+            if recipe.compile == "inductor":
+                self.called = CompiledModel(self.model, recorder.at, cpu=not self.on_cuda)
+                self.notes.append(NOTE)
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(recipe, Training):
@@ -179,6 +184,8 @@ class StepRecording:
                 self.answers.check()
         notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
         memory_trace = replace(recorder.memory_trace(), notes=notes)
+        if recipe.compile == "inductor":
+            memory_trace = replace(memory_trace, error_percent=WORST)
         show_memory_trace(memory_trace, self.runnable.log)
         is_fused = isinstance(recipe, Training) and recipe.fused
         return memory_trace.without_temporaries("optimizer") if is_fused else memory_trace
@@ -297,7 +304,7 @@ class StepRecording:
         loop, fused_loss = loop_of(recipe), self.fused_loss
         kernels.keeps_casts, kernels.guessing = loop.caches_casts, False
         with fused_loss.head.left_out() if fused_loss else nullcontext():
-            outputs.returned(self.model(*call.args, **call.kwargs))
+            outputs.returned(self.called(*call.args, **call.kwargs))
         if loop.float32_outputs and recipe.precision in MIXED and not fused_loss:
             outputs.returned(in_float32(outputs.value))
 
@@ -348,7 +355,7 @@ class StepRecording:
         """Run one pass without gradients; gives back what is alive when it is over."""
         with kernels.autocast(MIXED.get(recipe.precision)):
             if not recipe.kv_cache:
-                return self.model(*call.args, **call.kwargs)
+                return self.called(*call.args, **call.kwargs)
             self.doing = "forward pass that fills the cache"
             out = self.model(*call.args, **call.kwargs, use_cache=True)
             place = self._cache_place(call, out)

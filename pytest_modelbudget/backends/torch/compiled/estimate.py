@@ -1,0 +1,56 @@
+"""What `compile: inductor` is planned of, how near the estimate is, and what is refused beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from pytest_modelbudget.backends.torch.model.modules import all_modules
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Recipe, Training
+from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
+
+MIXED = ("bf16-mixed", "fp16-mixed")
+
+RUNS, MEDIAN, WORST = 18, 0.0, 3
+"""Real runs on a CPU of `tests/benchmarks/inductor_truth.py`, and the errors of their planned peaks in per cent."""
+
+NOTE = (
+    f"compile: inductor is an estimate, within {WORST} % (median {MEDIAN} %) on {RUNS} real runs on a CPU: the graph "
+    "is torch's own, in one piece (fullgraph=True), what its kernels fuse is a rule"
+)
+
+
+def check_compiled(name: str, recipe: Recipe, model: nn.Module) -> None:
+    """Refuse what is not planned beside `compile: inductor`.
+
+    Raises:
+        ModelBudgetError: with the key or the layer, and why.
+    """
+    if recipe.compile == "inductor" and (problem := next(_problems(recipe, model), "")):
+        raise ModelBudgetError(f"{name}: compile: inductor: {problem}")
+
+
+def _problems(recipe: Recipe, model: nn.Module) -> Iterator[str]:
+    recurrent = next((module for module in all_modules(model) if isinstance(module, nn.RNNBase)), None)
+    if recurrent is not None:
+        yield f"torch.compile leaves layers as {type(recurrent).__name__} out of its graphs, which is not planned"
+    if recipe.precision in MIXED:
+        yield "autocast is not planned compiled (a real step took 9 % more): write bf16, or leave compile out"
+    if recipe.steps != "none":
+        yield "a step of several models is not planned compiled: leave steps or compile out"
+    if not isinstance(recipe, Training):
+        if recipe.kv_cache:
+            yield "generation is not planned compiled: leave kv_cache or compile out"
+        return
+    if recipe.checkpointing != "none":
+        yield "checkpointing is not planned compiled, where the partitioner decides what is recomputed: leave it out"
+    if recipe.sharding is not None:
+        yield "a compiled step of many ranks is not planned: leave sharding or compile out"
+    if "activations" in recipe.offload:
+        yield "what a compiled model saves is not planned on the host: leave activations out of offload"
+    if recipe.loss in LANGUAGE_LOSSES:
+        yield f"loss: {recipe.loss} is not planned compiled: write cross_entropy or module:callable"
+    if recipe.lora.get("base"):
+        yield "quantised base weights are not planned compiled: leave base out of lora"

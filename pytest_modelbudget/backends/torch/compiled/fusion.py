@@ -1,0 +1,259 @@
+"""Which values of a compiled graph are in memory, and how long: a rule that stands in for Inductor's scheduler.
+
+Inductor computes pointwise operators in registers, inside of the kernel that needs their values. In memory are
+
+- operands and results of kernels that are called as they are (products, convolutions, attention, and each operator
+  that is in no list here);
+- what the graph gives back, saved tensors among it;
+- results of reductions, scans and scatters;
+- what several kernels would have to compute anew from more than `MOST_READS` others (`config.realize_reads_threshold`),
+  and what reads more than `MOST_SUMMANDS` (`config.realize_acc_reads_threshold`).
+
+A buffer goes after the last kernel that reads it. A fused kernel writes into one of the same size that goes then, as
+with `config.inplace_buffers`; inputs of the graph are only written into where they are `donated`, saved tensors that
+nobody else has. Kernels run in the order of the graph: Inductor may change that where it saves memory
+(`config.reorder_for_peak_memory`), and may fuse kernels beside each other, which saves nothing but small results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any, Literal
+
+import torch
+from torch.fx import Graph, Node
+
+from pytest_modelbudget.backends.torch.compat import OpOverload
+from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order
+
+MOST_READS = 4
+MOST_SUMMANDS = 8
+
+Kind = Literal["given", "view", "part", "kernel", "fused", "write"]
+"""An input, a view of memory that is there, one of several results, a kernel of its own, the end of a fused one, or of
+one that writes into what is there."""
+
+_RUNNING = ("kernel", "fused", "write")
+
+_IN_REGISTERS = """cat constant_pad_nd index _unsafe_index embedding gather index_select where full full_like empty
+empty_like zeros zeros_like ones ones_like arange scalar_tensor new_zeros new_ones new_full new_empty eye tril triu
+lift_fresh_copy clone copy _to_copy fill repeat flip roll rand randn bernoulli slice_scatter select_scatter
+as_strided_scatter avg_pool2d avg_pool2d_backward max_pool2d_with_indices_backward upsample_nearest2d
+upsample_bilinear2d convert_element_type iota broadcast_in_dim fma device_put inductor_random inductor_seeds
+inductor_seed inductor_lookup_seed inductor_randint inductor_force_stride_order _inductor_bucketize
+_unsafe_masked_index"""
+"""Operators that Inductor computes in the kernel that needs them, beside those that torch tags as pointwise."""
+
+_WITH_RESULT = """sum mean var var_mean std amax amin max min argmax argmin any all prod cumsum cumprod logcumsumexp
+cummax cummin norm linalg_vector_norm prepare_softmax_online index_put _unsafe_index_put
+_unsafe_masked_index_put_accumulate scatter scatter_add
+scatter_reduce index_add max_pool2d_with_indices _low_memory_max_pool_with_offsets
+_low_memory_max_pool_offsets_to_indices"""
+"""Operators whose operands are computed in their kernel, and whose results are in memory."""
+
+
+def _names(written: str) -> frozenset[str]:
+    return frozenset(f"{namespace}.{name}" for namespace in ("aten", "prims") for name in written.split())
+
+
+_FUSED = _names(_IN_REGISTERS), _names(_WITH_RESULT)
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What one `node` does to memory: `written_over` goes before it, since it takes that place, `freed` after it."""
+
+    node: Node
+    kind: Kind
+    freed: tuple[Node, ...] = ()
+    written_over: tuple[Node, ...] = ()
+
+
+def instructions_of(graph: Graph, donated: Collection[str] = ()) -> tuple[Instruction, ...]:
+    """What runs of `graph`, in order; `donated` are names of its inputs that nobody else has."""
+    return tuple(_Fusion(graph, donated).instructions())
+
+
+def donated_names(graph: Graph, given_back: int) -> frozenset[str]:
+    """The names of what `graph`, a forward pass, saves, and nobody but its backward pass has.
+
+    The first `given_back` of its results are what the model returns, and what it writes into its inputs.
+    """
+    fusion = _Fusion(graph, ())
+    results = [result if isinstance(result, Node) else None for result in results_of(graph)]
+    returned = {fusion.root(result) for result in results[:given_back] if result is not None}
+    saved = (result for result in results[given_back:] if result is not None)
+    return frozenset(
+        result.name
+        for result in saved
+        if fusion.root(result) not in returned and fusion.kinds[fusion.root(result)] in ("kernel", "fused", "part")
+    )
+
+
+def results_of(graph: Graph) -> Sequence[Any]:
+    """What `graph` gives back: nodes, and values that are none."""
+    results: Sequence[Any] = next(node for node in graph.nodes if node.op == "output").args[0]
+    return results
+
+
+def parts_of(node: Node) -> tuple[Node, ...]:
+    """The values that a kernel ending in `node` leaves: itself, or those of its several results that are in use."""
+    return tuple(user for user in node.users if user.target is getitem) or (node,)
+
+
+class _Fusion:
+    def __init__(self, graph: Graph, donated: Collection[str]) -> None:
+        self.nodes = [node for node in graph.nodes if node.op != "output"]
+        self.outputs = next(node for node in graph.nodes if node.op == "output").all_input_nodes
+        self.donated = donated
+        self.kinds = {node: _kind(node) for node in self.nodes}
+        self.place = {node: index for index, node in enumerate(self.nodes)}
+        self.in_memory: set[Node] = {node for node in self.nodes if self.kinds[node] == "given"}
+        self._place()
+
+    def instructions(self) -> Iterator[Instruction]:
+        """Each kernel, after the views that it is the first to need, with what goes then."""
+        kernels = [node for node in self.nodes if self.kinds[node] in _RUNNING and self._runs(node)]
+        parts = {node: self._reads(node) for node in kernels}
+        kept = {part for output in self.outputs for part in self._way(output)}
+        order = self._order(kernels, parts, kept)
+        last_use = {part: node for node in order for part in parts[node]}
+        there: set[Node] = set()
+        for node in order:
+            yield from self._views(parts[node], there)
+            read = [part for part in parts[node] if last_use[part] is node]
+            unread = [part for part in parts_of(node) if part not in last_use]
+            freed = [part for part in (*read, *unread) if part not in kept]
+            base = self._written_into(node, freed) if self.kinds[node] == "fused" else None
+            over = tuple(part for part in freed if self.root(part) is base)
+            yield Instruction(node, self.kinds[node], tuple(part for part in freed if part not in over), over)
+        yield from self._views([part for output in self.outputs for part in self._way(output)], there)
+
+    def _order(
+        self, kernels: Sequence[Node], parts: Mapping[Node, Sequence[Node]], kept: Collection[Node]
+    ) -> list[Node]:
+        """`kernels` as they run; those that write into inputs come last."""
+        writing = [node for node in kernels if self.kinds[node] == "write"]
+        written_from = {part for node in writing for part in parts[node]}
+        computing = tuple(node for node in kernels if self.kinds[node] != "write")
+        reads = {node: tuple(part for part in parts[node] if self.kinds[part] != "view") for node in computing}
+        held = {node for node in self.nodes if self.kinds[node] == "given" and node.name not in self.donated}
+        flow = Dataflow(
+            computing,
+            {node: parts_of(node) for node in computing},
+            reads,
+            {node: _bytes(node) for node in self.nodes},
+            frozenset((*kept, *held, *written_from)),
+        )
+        return [*best_order(flow), *writing]
+
+    def _views(self, parts: Iterable[Node], there: set[Node]) -> Iterator[Instruction]:
+        """The views among `parts` that are not `there` yet, each after what it is a view of."""
+        views = {part for part in parts if self.kinds[part] == "view"} - there
+        there |= views
+        for view in sorted(views, key=self.place.__getitem__):
+            yield Instruction(view, "view")
+
+    def _place(self) -> None:
+        """Find what is in memory."""
+        for node in self.nodes:
+            if self.kinds[node] == "part":
+                self.in_memory.add(node)
+            elif self.kinds[node] == "kernel":
+                self.in_memory.add(node)
+                self.in_memory.update(map(self.root, node.all_input_nodes))
+            elif _name(node) in _FUSED[1]:
+                self.in_memory.add(node)
+        self.in_memory.update(map(self.root, self.outputs))
+        reads: dict[Node, frozenset[Node]] = {}
+        for node in self.nodes:
+            read: frozenset[Node] = frozenset().union(*(reads[operand] for operand in node.all_input_nodes))
+            if self.kinds[node] == "fused" and (
+                len(read) > MOST_SUMMANDS or (len(read) > MOST_READS and len(self._kernels_reading(node)) > 1)
+            ):
+                self.in_memory.add(node)
+            reads[node] = frozenset((node,)) if node in self.in_memory else read
+
+    def _kernels_reading(self, node: Node) -> set[Node]:
+        """The kernels that would compute `node`."""
+        kernels: set[Node] = set()
+        pending, seen = list(node.users), set(node.users)
+        while pending and len(kernels) < 2:
+            user = pending.pop()
+            if user in self.in_memory or user.op == "output":
+                kernels.add(user)
+                continue
+            pending += [following for following in user.users if following not in seen]
+            seen.update(user.users)
+        return kernels
+
+    def _way(self, node: Node) -> Iterator[Node]:
+        """`node`, what it is a view or a part of, and so on to the value itself."""
+        yield node
+        while self.kinds[node] in ("view", "write"):
+            node = node.all_input_nodes[0]
+            yield node
+
+    def root(self, node: Node) -> Node:
+        """The value that `node` is a view or a part of."""
+        *_, root = self._way(node)
+        return root
+
+    def _runs(self, node: Node) -> bool:
+        return self.kinds[node] == "write" or self.root(node) in self.in_memory
+
+    def _reads(self, node: Node) -> tuple[Node, ...]:
+        """The values in memory that the kernel ending in `node` reads, and views on the way."""
+        found: dict[Node, None] = {}
+        pending, seen = list(node.all_input_nodes), set[Node]()
+        while pending:
+            operand = pending.pop()
+            if operand in seen:
+                continue
+            seen.add(operand)
+            if self.root(operand) in self.in_memory:
+                found.update(dict.fromkeys(self._way(operand)))
+            else:
+                pending += operand.all_input_nodes
+        return tuple(found)
+
+    def _written_into(self, node: Node, freed: Iterable[Node]) -> Node | None:
+        """What goes after the kernel ending in `node`, and is as large as its result."""
+        return next((base for base in freed if self._may_go(base) and _size(base) == _size(node)), None)
+
+    def _may_go(self, base: Node) -> bool:
+        return self.kinds[base] in ("kernel", "fused", "part") or base.name in self.donated
+
+
+def _size(node: Node) -> Any:
+    value = node.meta.get("val")
+    return (value.numel(), value.dtype) if isinstance(value, torch.Tensor) else node
+
+
+def _bytes(node: Node) -> int:
+    """Bytes of what a node makes, or gives."""
+    values = node.meta.get("val")
+    values = values if isinstance(values, list | tuple) else [values]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
+
+def _name(node: Node) -> str:
+    return f"{node.target.namespace}.{node.target._opname}" if isinstance(node.target, OpOverload) else ""
+
+
+def _kind(node: Node) -> Kind:
+    if node.op != "call_function":
+        return "given"
+    if node.target is getitem:
+        return "view" if _kind(node.all_input_nodes[0]) in ("view", "given") else "part"
+    if not isinstance(node.target, OpOverload):
+        return "kernel"
+    name = _name(node)
+    if name == "aten.copy_":
+        return "write"
+    if node.target.is_view:
+        return "view"
+    is_fused = torch.Tag.pointwise in node.target.tags or any(name in names for names in _FUSED)
+    return "fused" if is_fused else "kernel"

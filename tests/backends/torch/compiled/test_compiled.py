@@ -1,0 +1,119 @@
+"""Plans with `compile: inductor`: torch's own graphs, with a rule for what their kernels fuse."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_modelbudget import plan
+from pytest_modelbudget.backends.torch.compiled.estimate import NOTE, WORST
+from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order, peak_of
+from tests.real_steps import KERNELS, allocated, sgd
+
+BATCH, WIDTH, HIDDEN, FLOAT = 1024, 64, 256, 4
+
+
+def perceptron() -> nn.Module:
+    """GELU between two products."""
+    return nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH))
+
+
+def test_a_step_holds_what_the_partitioner_saves_and_no_pointwise_temporaries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, and what a real compiled step takes: GELU's operand and result (that of a product) are saved.
+
+    The highest point is the second layer's gradients, that of its weight beside that of the hidden values: GELU's own
+    temporaries are nowhere. Nothing is compiled, and torch is as before.
+    """
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    training = {"optimizer": "sgd", "zero_grad": "before", "kernels": "cpu", "compile": "inductor"}
+    step = plan(perceptron, f"float32[{BATCH}, {WIDTH}]", training=training)
+
+    weights = FLOAT * (2 * WIDTH * HIDDEN + HIDDEN + WIDTH)
+    hidden, ends = FLOAT * BATCH * HIDDEN, FLOAT * BATCH * WIDTH
+    gradients = hidden + FLOAT * HIDDEN * WIDTH
+    assert step.peak_bytes == weights + 2 * hidden + 3 * ends + gradients == 4_130_048  # input, output, its gradient
+    assert (step.phase, step.path) == ("backward", "2")
+    assert NOTE in step.notes
+    assert not torch.compiler.is_compiling()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chain_of_pointwise_operators_takes_one_buffer() -> None:
+    """Where eager mode has two at a time."""
+
+    class Chain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 2 + 1).sin().cos().exp()
+
+    inference = {"kernels": "cpu", "compile": "inductor"}
+    step = plan(Chain, "float32[1024]", inference=inference)
+    assert step.peak_bytes == 2 * FLOAT * 1024
+    assert plan(Chain, "float32[1024]", inference={"kernels": "cpu"}).peak_bytes == 3 * FLOAT * 1024
+
+
+def test_kernels_run_in_the_order_that_needs_less() -> None:
+    """First what ends the life of a saved tensor, then what makes another: at most 20 and 1, where it would be 31."""
+    flow = Dataflow(
+        kernels=("next", "last use", "end"),
+        makes={"next": ("y",), "last use": ("w",), "end": ("z",)},
+        reads={"next": ("x",), "last use": ("x", "saved"), "end": ("y",)},
+        sizes={"x": 10, "saved": 10, "y": 10, "w": 1, "z": 10},
+        kept=frozenset({"w", "z"}),
+    )
+    assert best_order(flow) == ("last use", "next", "end")
+    assert (peak_of(flow, best_order(flow)), peak_of(flow, flow.kernels)) == (21, 31)
+
+
+class Decides(nn.Linear):
+    """Reads a value."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("build", "recipe", "message"),
+    [
+        pytest.param(perceptron, {"training": {"checkpointing": "blocks"}}, "checkpointing is not", id="checkpointing"),
+        pytest.param(perceptron, {"training": {"precision": "bf16-mixed"}}, "autocast is not", id="autocast"),
+        pytest.param(perceptron, {"training": {"sharding": {"fsdp": 2}}}, "many ranks", id="sharding"),
+        pytest.param(perceptron, {"training": {"offload": ["activations"]}}, "on the host", id="offload"),
+        pytest.param(perceptron, {"training": {"loss": "liger"}}, "loss: liger", id="loss"),
+        pytest.param(perceptron, {"inference": {"kv_cache": 8}}, "generation", id="generation"),
+        pytest.param(lambda: nn.LSTM(WIDTH, WIDTH), {"inference": {}}, "layers as LSTM", id="recurrent layers"),
+        pytest.param(lambda: Decides(WIDTH, WIDTH), {"inference": {}}, "decides by values", id="values"),
+    ],
+)
+def test_what_is_not_planned_compiled_is_refused_by_name(build: Any, recipe: dict[str, Any], message: str) -> None:
+    """With the key or the layer."""
+    ((kind, keys),) = recipe.items()
+    refused = plan(build, f"float32[{BATCH}, {WIDTH}]", **{kind: {**keys, "compile": "inductor"}})
+    assert refused.peak_bytes is None
+    assert "compile: inductor" in refused.notes[0]
+    assert message in refused.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KERNELS is None or shutil.which("c++") is None, reason="needs a known CPU and a C++ compiler")
+def test_a_step_that_inductor_compiled_takes_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one on the CPU, with dropout, whose random numbers the compiler makes anew."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
+    model = nn.Sequential(perceptron(), nn.Dropout(0.1), nn.LayerNorm(WIDTH), perceptron())
+    recipe = {"optimizer": "sgd", "foreach": False, "kernels": KERNELS, "compile": "inductor"}
+    planned = plan(model, f"float32[{BATCH}, {WIDTH}]", training=recipe).peak_bytes
+    data = torch.rand(BATCH, WIDTH)
+    try:
+        compiled = torch.compile(model)
+        compiled(data).sum().backward()
+        compiled.zero_grad()
+        assert planned == pytest.approx(allocated(compiled, data, sgd), rel=WORST / 100)
+    finally:
+        torch._dynamo.reset()
