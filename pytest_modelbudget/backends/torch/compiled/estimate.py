@@ -43,11 +43,17 @@ def _problems(recipe: Recipe, model: nn.Module) -> Iterator[str]:
     if not isinstance(recipe, Training):
         if recipe.kv_cache:
             yield "generation is not planned compiled: leave kv_cache or compile out"
+        if recipe.offload:
+            yield "hooks that fetch weights from the host break its graph: leave offload or compile out"
         return
     if recipe.checkpointing != "none":
         yield "checkpointing is not planned compiled, where the partitioner decides what is recomputed: leave it out"
     if recipe.sharding is not None:
         yield "a compiled step of many ranks is not planned: leave sharding or compile out"
+    if recipe.pipeline:
+        yield "a compiled step of many ranks is not planned: leave pipeline or compile out"
+    if recipe.fp8 != "none":
+        yield "layers of torchao are not planned compiled: leave fp8 or compile out"
     if "activations" in recipe.offload:
         yield "what a compiled model saves is not planned on the host: leave activations out of offload"
     if recipe.loss in LANGUAGE_LOSSES:
