@@ -3,7 +3,8 @@
 The truth are the rows of `tests/data/times/published_times.csv`. No least time may be above its published time; the
 ranks of both are to correlate by at least 0.95. Each line shows both, and how many times as long the run took. The
 option `--markdown` prints the table of groups for the documentation, and words run only rows that have each of them.
-Steps of models that are cut over ranks are planned on one, without their optimizer, which is cut too.
+Steps of models that are cut over ranks are planned on one, without their optimizer, which is cut too. Where the row is
+of a whole batch on many `devices`, its least time is that of one device, divided by their number.
 Needs `pip install timm transformers`.
 """
 
@@ -56,27 +57,21 @@ LLAMAS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8, "vocab_size": 128256,
     },
 }  # fmt: skip
-MPTS = {
+GPTS = {
     "mpt-760m": (1536, 24, 12), "mpt-1b": (2048, 24, 16), "mpt-3b": (2560, 32, 20), "mpt-7b": (4096, 32, 32),
     "mpt-13b": (5120, 40, 40), "mpt-30b": (7168, 48, 56), "mpt-70b": (8192, 80, 64),
+    "megatron-1.7b": (2304, 24, 24), "megatron-3.6b": (3072, 30, 32), "megatron-7.5b": (4096, 36, 32),
+    "megatron-18b": (6144, 40, 48), "megatron-39b": (8192, 48, 64), "megatron-76b": (10240, 60, 80),
+    "megatron-146b": (12288, 80, 96), "megatron-310b": (16384, 96, 128), "megatron-530b": (20480, 105, 128),
+    "megatron-1t": (25600, 128, 160),
 }  # fmt: skip
-"""Width, blocks and heads; with 50,368 words their params are the published ones (mpt-7b at 2048: 6,658,859,008)."""
+"""Width, blocks and heads."""
+WORDS = {"mpt": 50_368, "megatron": 51_200}
+PARAMS = {("mpt-7b", 2048): 6_658_859_008, ("megatron-1t", 2048): 1_008e9, ("megatron-146b", 2048): 145.6e9}
+"""Published ones, of models with so many positions."""
 
 
-class Llama(nn.Module):
-    """LlamaForCausalLM with the arguments of its cache named."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        import transformers
-
-        self.inner = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMAS[name]))
-
-    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
-        return self.inner(input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache)
-
-
-class MptBlock(nn.Module):
+class GptBlock(nn.Module):
     """Attention and a feed-forward of four times the width."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -94,14 +89,14 @@ class MptBlock(nn.Module):
         return x + self.down(functional.gelu(self.up(self.norm_2(x))))
 
 
-class Mpt(nn.Module):
-    """MPT with learned positions and a head tied to the words."""
+class Gpt(nn.Module):
+    """MPT or a GPT of Megatron-LM, with learned positions and a head tied to the words."""
 
     def __init__(self, name: str, length: int) -> None:
         super().__init__()
-        width, blocks, heads = MPTS[name]
-        self.words, self.positions = nn.Embedding(50368, width), nn.Embedding(length, width)
-        self.blocks = nn.ModuleList(MptBlock(width, heads) for _ in range(blocks))
+        width, blocks, heads = GPTS[name]
+        self.words, self.positions = nn.Embedding(WORDS[name.partition("-")[0]], width), nn.Embedding(length, width)
+        self.blocks = nn.ModuleList(GptBlock(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -109,6 +104,14 @@ class Mpt(nn.Module):
         for block in self.blocks:
             x = block(x)
         return functional.linear(self.norm(x), self.words.weight)
+
+
+def llama(name: str) -> nn.Module:
+    """A model of transformers."""
+    import transformers
+
+    model: nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMAS[name]))
+    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +124,18 @@ class Row:
     @property
     def factor(self) -> float:
         """How many times as long as the least time the run took."""
+        return float(self.data["milliseconds"]) * 1e9 / self.picoseconds
+
+    @property
+    def picoseconds(self) -> float:
+        """The least time, where the devices share the work evenly and exchange nothing."""
         assert self.bound.picoseconds
-        return float(self.data["milliseconds"]) * 1e9 / self.bound.picoseconds
+        return self.bound.picoseconds / int(self.data["devices"])
 
     @property
     def group(self) -> str:
         """The rows that it is summed up with."""
-        if self.data["kind"] == "decoding" or self.data["model"].startswith(("llama", "mpt")):
+        if self.data["kind"] == "decoding" or self.data["model"].startswith(("llama", "mpt", "megatron")):
             return f"{self.data['kind']}, language models"
         return f"{self.data['kind']}, images" + (", batch 1 or 8" if int(self.data["batch"]) <= 8 else "")
 
@@ -150,19 +158,20 @@ def work_of(model: str, kind: str, batch: int, size: int, recipe: Any) -> tuple[
     run: Recipe = recipe.value
     with abstract():
         if model in LLAMAS:
-            network: nn.Module = Llama(model)
-        elif model in MPTS:
-            network = Mpt(model, size)
+            network: nn.Module = llama(model)
+        elif model in GPTS:
+            network = Gpt(model, size)
         else:
             import timm
 
             network = timm.create_model(model)
-    text = model in LLAMAS or model in MPTS
+    text = model in LLAMAS or model in GPTS
     inputs = parse("int64[B, T]" if text else f"float32[B, 3, {size}, {size}]")
     assert isinstance(inputs, Inputs)
     sizes = {"B": batch, **({"T": 1 if kind == "decoding" else size} if text else {})}
-    if model == "mpt-7b" and size == 2048:
-        assert sum(parameter.numel() for parameter in network.parameters()) == 6_658_859_008
+    if published := PARAMS.get((model, size)):
+        counted = sum(parameter.numel() for parameter in network.parameters())
+        assert abs(counted / published - 1) < (0.001 if isinstance(published, float) else 1e-9), (model, counted)
     return record_step(RunnableModel(model, network, inputs), sizes, run).work or ()
 
 
@@ -194,7 +203,7 @@ def rank_correlation(rows: Iterable[Row]) -> float:
     """Spearman's coefficient of least and published times."""
     members = list(rows)
     return correlation(
-        ranks([row.bound.picoseconds or 0 for row in members]),
+        ranks([row.picoseconds for row in members]),
         ranks([float(row.data["milliseconds"]) for row in members]),
     )
 
@@ -212,7 +221,7 @@ def show(row: Row) -> str:
     memory = sum(part.picoseconds for part in bound.parts if part.limited == "memory")
     return (
         f"{data['id']:5}{data['model']:30}{data['kind']:10}{data['batch']:>6}{data['size']:>7} {data['precision']:11}"
-        f"{data['device']:15}{(bound.picoseconds or 0) / 1e9:12.3f}{float(data['milliseconds']):12.3f}"
+        f"{data['device']:15}{data['devices']:>5}{row.picoseconds / 1e9:12.3f}{float(data['milliseconds']):12.3f}"
         f"{row.factor:8.2f}{memory / total:8.0%}"
     )
 
@@ -230,7 +239,7 @@ def main(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
     words = [argument for argument in arguments if not argument.startswith("--")]
     start = time.process_time()
-    print(f"{'id':5}{'model':30}{'kind':10}{'batch':>6}{'size':>7} {'precision':11}{'device':15}"
+    print(f"{'id':5}{'model':30}{'kind':10}{'batch':>6}{'size':>7} {'precision':11}{'device':15}{'n':>5}"
           f"{'least ms':>12}{'published':>12}{'factor':>8}{'memory':>8}")  # fmt: skip
     rows = []
     for data in published_rows():
