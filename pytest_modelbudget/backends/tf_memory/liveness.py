@@ -3,7 +3,7 @@
 Operators run one after the other in the order of `order`. An output gets memory when its operator
 begins, and an input is let go of when the last operator that reads it is over. Weights, the optimizer's variables and
 what is handed over are there all the time. Not counted: what kernels take inside themselves, but for the rules of
-`kernels`, constants, and what the executor keeps.
+`scratch` and `packing`, constants, and what the executor keeps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pytest_modelbudget.backends.tf_memory import kernels
 from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, Node, NodeList, bytes_of, nodes_of
 from pytest_modelbudget.backends.tf_memory.optimized import optimized
 from pytest_modelbudget.backends.tf_memory.order import orders
+from pytest_modelbudget.backends.tf_memory.packing import packed
 from pytest_modelbudget.backends.tf_memory.parts import shared_input
 from pytest_modelbudget.backends.tf_memory.rounds import GATE, rounds_of
 from pytest_modelbudget.backends.tf_memory.scratch import scratch
@@ -49,8 +50,6 @@ class GraphMemory:
     too_long_loops: tuple[str, ...] = ()
     """Loops that run more operators than are followed."""
     has_loops: bool = False
-    convolutions_in_loops: tuple[str, ...] = ()
-    """Kernels whose rounds at once take more than is followed."""
     lowest: int = 0
 
 
@@ -63,14 +62,12 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     ]
     peaks = [run.trace.peak() for run in runs]
     known = runs[peaks.index(max(peaks))]
-    convolutions = tuple(sorted({node.kind for node in rounds.nodes if "Conv" in node.kind and "#" in node.name}))
     return replace(
         known,
         lowest=min(peaks),
         open_loops=tuple(rounds.open),
         too_long_loops=tuple(rounds.too_long),
         has_loops=any(node.cheap_in_loop for node in rounds.nodes),
-        convolutions_in_loops=convolutions,
     )
 
 
@@ -145,7 +142,8 @@ class _Executor:
                 for name in node.outputs:
                     self._hold(name, part_of)
             else:
-                workspace = scratch(node.op, [storage is not None and _is_spare(storage) for storage in operands])
+                spare = [storage is not None and _is_spare(storage) for storage in operands]
+                workspace = scratch(node.op, spare) + packed(node.op)
                 self._make_outputs(node, made, operands)
         sizes = tuple((storage.number, storage.bytes) for storage in made if storage.bytes)
         if sizes or workspace:

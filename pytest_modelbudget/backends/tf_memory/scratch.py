@@ -1,7 +1,7 @@
 """What TensorFlow's kernels take on a CPU beside their operands and results, while they run.
 
 Read in the source of TensorFlow 2.21, and held against real runs of each kernel. Not counted: what products pack of
-their operands, and a few rows for each thread.
+their operands (`packing`), and a few rows for each thread.
 """
 
 from __future__ import annotations
@@ -55,22 +55,27 @@ def _columns_of_one_volume(op: Any, spare: Sequence[bool]) -> int:
 def _columns(op: Any, image: Any, weights: Any, *, of_input: bool) -> int:
     """Bytes of the columns into which gradients of convolutions unfold images; channels are the last axis, as on a CPU.
 
-    As many images at a time as fit a working set (`Conv2DCustomBackpropFilterOp`, `Conv2DCustomBackpropInputOp`). They
-    ask for more than a small batch has, of which nothing is written: not counted.
+    They ask for room for as many images as fit a working set, of which a small batch leaves a part without a byte
+    written: not counted.
     """
-    gradient = op.inputs[2].shape
-    if not (image.is_fully_defined() and weights.is_fully_defined() and gradient.is_fully_defined()):
+    if not (image.is_fully_defined() and weights.is_fully_defined() and op.inputs[2].shape.is_fully_defined()):
         return 0
-    item = int(op.inputs[2].dtype.size)
-    positions, window = prod(gradient.as_list()[1:-1]), prod(weights.as_list()[:-1])
-    filters = gradient.as_list()[-1]
+    positions, window = prod(op.inputs[2].shape.as_list()[1:-1]), prod(weights.as_list()[:-1])
+    return int(images_unfolded(op, image, weights, of_input=of_input) * positions * window * op.inputs[2].dtype.size)
+
+
+def images_unfolded(op: Any, image: Any, weights: Any, *, of_input: bool) -> int:
+    """How many images a gradient of a convolution unfolds at a time: as many as fit a working set.
+
+    So `Conv2DCustomBackpropFilterOp` and `Conv2DCustomBackpropInputOp`.
+    """
+    gradient, item = op.inputs[2].shape.as_list(), int(op.inputs[2].dtype.size)
+    positions, window, filters = prod(gradient[1:-1]), prod(weights.as_list()[:-1]), gradient[-1]
     unit = positions * filters + window * filters + positions * window
-    batch = image.as_list()[0]
+    batch = int(image.as_list()[0])
     if of_input and (batch == 1 or unit // 2 >= _LEAST_FOR_A_THREAD // item):
-        images = 1
-    else:
-        images = min(batch, (_WORKING_SET // item + unit - 1) // unit)
-    return int(images * positions * window * item)
+        return 1
+    return int(min(batch, (_WORKING_SET // item + unit - 1) // unit))
 
 
 def _bytes(tensor: Any) -> int:

@@ -11,6 +11,7 @@ os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="0", CUDA_VISI
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph
 from pytest_modelbudget.backends.tf_memory.liveness import memory_of_nodes
 from pytest_modelbudget.backends.tf_memory.nodes import bytes_of, nodes_of
+from pytest_modelbudget.backends.tf_memory.packing import packed
 from tests.backends.tf_memory.kernel_calls import CALLS, SHARED_OR_NOT
 from tests.backends.tf_memory.real_kernels import KernelRun, run_kernels
 
@@ -22,14 +23,15 @@ FOR_EACH_THREAD = {"Bincount", "DenseBincount"}
 
 
 def planned(runs: Sequence[KernelRun]) -> Iterator[tuple[int, int]]:
-    """Of each run what is planned to be made, and taken besides, in bytes."""
+    """Of each run what is planned to be made, and taken besides, in bytes, without what the executor does not see."""
     operators = [run.operator for run in runs]
     graph = operators[0].graph
     body = FunctionGraph(graph, [], [], graph.get_operations())
     events = memory_of_nodes(nodes_of(body), lambda name: (name, "forward")).trace.events
     made = {event.path: (sum(size for _, size in event.made), event.workspace) for event in events}
     for operator in operators:
-        yield made.get(operator.name, (0, 0))
+        size, workspace = made.get(operator.name, (0, 0))
+        yield size, max(workspace - packed(operator), 0)
 
 
 def main() -> None:
