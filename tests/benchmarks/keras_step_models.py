@@ -157,6 +157,12 @@ def masked_gru() -> Any:
     return keras.Model(x, L.Dense(10)(y))
 
 
+def stateful() -> Any:
+    x = keras.Input(batch_shape=(32, 60, 40))
+    y = L.GRU(128, stateful=True)(L.LSTM(160, stateful=True, return_sequences=True)(x))
+    return keras.Model(x, L.Dense(10)(y))
+
+
 def audio() -> Any:
     x = keras.Input((256, 40))
     y = L.Conv1D(128, 5, strides=2, activation="relu", padding="same")(x)
@@ -192,6 +198,7 @@ KEPT_BACK: dict[str, Case] = {
     "convlstm": (convlstm, 8, ()),
     "masked_gru": (masked_gru, 64, ()),
     "audio": (audio, 48, (128,)),
+    "stateful": (stateful, 32, ()),
 }
 """The models that were measured when the rules stood."""
 

@@ -3,7 +3,7 @@
 Operators run one after the other in the order of `order`. An output gets memory when its operator
 begins, and an input is let go of when the last operator that reads it is over. Weights, the optimizer's variables and
 what is handed over are there all the time. Not counted: what kernels take inside themselves, but for the rules of
-`kernels`, constants, and what the executor keeps.
+`scratch` and `packing`, constants, and what the executor keeps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from pytest_modelbudget.backends.tf_memory import kernels
 from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, Node, NodeList, bytes_of, nodes_of
 from pytest_modelbudget.backends.tf_memory.optimized import optimized
 from pytest_modelbudget.backends.tf_memory.order import orders
+from pytest_modelbudget.backends.tf_memory.packing import packed
+from pytest_modelbudget.backends.tf_memory.parts import shared_input
 from pytest_modelbudget.backends.tf_memory.rounds import GATE, rounds_of
+from pytest_modelbudget.backends.tf_memory.scratch import scratch
 from pytest_modelbudget.backends.tf_memory.storages import Storage, Storages, sum_of_lists
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary.plan import Phase
@@ -47,8 +50,6 @@ class GraphMemory:
     too_long_loops: tuple[str, ...] = ()
     """Loops that run more operators than are followed."""
     has_loops: bool = False
-    convolutions_in_loops: tuple[str, ...] = ()
-    """Kernels whose rounds at once take more than is followed."""
     lowest: int = 0
 
 
@@ -56,21 +57,22 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     """What `graph`, a function's graph, takes beside `held`, which is there all the time."""
     listed = nodes_of(optimized(graph))
     rounds = rounds_of(listed.nodes)
-    runs = [_run(NodeList(ordered, listed.outputs), held, locate) for ordered in orders(rounds.nodes, ORDERS)]
+    runs = [
+        memory_of_nodes(NodeList(ordered, listed.outputs), locate, held) for ordered in orders(rounds.nodes, ORDERS)
+    ]
     peaks = [run.trace.peak() for run in runs]
     known = runs[peaks.index(max(peaks))]
-    convolutions = tuple(sorted({node.kind for node in rounds.nodes if "Conv" in node.kind and "#" in node.name}))
     return replace(
         known,
         lowest=min(peaks),
         open_loops=tuple(rounds.open),
         too_long_loops=tuple(rounds.too_long),
         has_loops=any(node.cheap_in_loop for node in rounds.nodes),
-        convolutions_in_loops=convolutions,
     )
 
 
-def _run(ordered: NodeList, held: Sequence[InitialStorage], locate: Locate) -> GraphMemory:
+def memory_of_nodes(ordered: NodeList, locate: Locate, held: Sequence[InitialStorage] = ()) -> GraphMemory:
+    """What nodes take that run in the order of the list."""
     executor = _Executor(locate, 1 + max((item.storage for item in held), default=-1))
     executor.run(ordered)
     trace = MemoryTrace(tuple(held), tuple(executor.events))
@@ -136,8 +138,13 @@ class _Executor:
             if not kernels.has_rule(node.kind):
                 known = sum(size or 0 for size in self._sizes_of(node).outputs)
                 self.without_rule[node.kind] = self.without_rule.get(node.kind, 0) + known
-            workspace = kernels.workspace(node.op, [storage.bytes if storage else 0 for storage in operands])
-            self._make_outputs(node, made, operands)
+            if (shared := shared_input(node.op)) is not None and (part_of := operands[shared]) is not None:
+                for name in node.outputs:
+                    self._hold(name, part_of)
+            else:
+                spare = [storage is not None and _is_spare(storage) for storage in operands]
+                workspace = scratch(node.op, spare) + packed(node.op)
+                self._make_outputs(node, made, operands)
         sizes = tuple((storage.number, storage.bytes) for storage in made if storage.bytes)
         if sizes or workspace:
             path, phase = self._locate(node.name.partition("#")[0])
@@ -165,7 +172,7 @@ class _Executor:
         sizes = self._sizes_of(node)
         for index in candidates:
             operand = operands[index] if index < len(operands) else None
-            if operand is None or operand.fixed or not size or operand.bytes != size or operand.reads != 1:
+            if operand is None or not _is_spare(operand) or not size or operand.bytes != size:
                 continue
             if sizes.input_dtypes[index] == sizes.dtypes[place]:
                 return operand
@@ -290,6 +297,11 @@ class _Executor:
     def _hold(self, name: str, storage: Storage) -> None:
         storage.reads += self._reads.get(name, 0)
         self._storages[name] = storage
+
+
+def _is_spare(operand: Storage) -> bool:
+    """Whether the operator that runs is the last that reads it."""
+    return not operand.fixed and operand.reads == 1
 
 
 def _is_list(operands: Sequence[Storage | None]) -> bool:

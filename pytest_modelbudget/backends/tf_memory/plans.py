@@ -17,8 +17,8 @@ EXECUTOR_NOTE = (
     "the peak is another one"
 )
 PACKING_NOTE = (
-    "operands that matrix products pack are not counted: passes that were measured took up to 20 % more, "
-    "steps of a training up to 12 % more"
+    "operands that matrix products pack are counted as on two threads; those of convolutions and of products of "
+    "batches are not"
 )
 LOOP_NOTE = (
     "in loops the order of operators depends on how long they take: the peak is that of the order that takes most of "
@@ -63,9 +63,6 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     if memory.open_sizes:
         names = ", ".join(sorted(memory.open_sizes))
         return f"the peak is at least {memory.lowest:,} bytes: without values the sizes of {names} are not known"
-    if memory.convolutions_in_loops:
-        names = ", ".join(memory.convolutions_in_loops)
-        return f"the peak is at least {memory.lowest:,} bytes: what {names} take in rounds of a loop is counted in part"
     without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
     if without:
         names = ", ".join(sorted(without))

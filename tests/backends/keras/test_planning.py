@@ -75,19 +75,20 @@ def unsized() -> keras.Model:
     return keras.Sequential([keras.Input((None, 3)), keras.layers.SimpleRNN(2)])
 
 
+@on_tensorflow
+def test_a_state_that_is_kept_from_batch_to_batch_is_there_all_the_time() -> None:
+    """Two numbers for each of four sequences."""
+    planned = plan(stateful, inference={})
+    assert planned.peak_bytes is not None
+    assert planned.by_role()["buffer"] == 4 * 2 * 4
+
+
 @in_graphs
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        pytest.param(stateful, "rnn keeps its state", id="stateful", marks=on_tensorflow),
-        pytest.param(unsized, "has a dimension without a size, (1, None, 3): name and size it", id="any length"),
-    ],
-)
-def test_recurrent_models_that_are_not_planned_say_why(build: Any, reason: str) -> None:
-    """A state that is kept from batch to batch, and sequences of any length."""
-    planned = plan(build, inference={})
+def test_sequences_of_any_length_are_not_planned_and_say_why() -> None:
+    """The dimension that wants a size."""
+    planned = plan(unsized, inference={})
     assert planned.peak_bytes is None
-    assert reason in planned.notes[0]
+    assert "has a dimension without a size, (1, None, 3): name and size it" in planned.notes[0]
 
 
 @on_tensorflow
@@ -344,7 +345,11 @@ def test_a_run_on_torch_has_limits_levers_and_growth(project: Project, monkeypat
 @pytest.mark.slow
 @on_tensorflow
 @pytest.mark.parametrize(
-    "model", ["mlp", "cnn", "transformer", "unet", "towers", "text_cnn", "autoencoder", "siamese", "crosses", "gpt"]
+    "model",
+    [
+        *["mlp", "cnn", "mobilenetv2", "transformer", "unet", "towers"],
+        *["text_cnn", "autoencoder", "siamese", "crosses", "gpt", "convlstm"],
+    ],
 )
 def test_steps_on_tensorflow_take_what_is_planned(model: str) -> None:
     """Within 10 %, and at most 6 % too low, of real steps that were recorded (tests/data/memory/keras_steps.csv)."""

@@ -51,11 +51,6 @@ def plan_step(
     Raises:
         ModelBudgetError: the step does not run so.
     """
-    if stateful := next((layer for layer in walk.all_layers(model) if getattr(layer, "stateful", False)), None):
-        raise ModelBudgetError(
-            f"{name}: {stateful.name} keeps its state from batch to batch, which is not planned: build it with "
-            "stateful=False"
-        )
     with _without_memory(model), with_precision(model, recipe.precision):
         step = _Step(model, arguments, sizes, recipe, compiled)
         with tracing_explained(name, step):
@@ -69,7 +64,7 @@ def plan_step(
 def _without_memory(model: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(global_state_restored())
-        stack.enter_context(tensorflow_names.variables_without_values(private.all_variables(model)))
+        stack.enter_context(tensorflow_names.variables_without_values([*private.all_variables(model), *_states(model)]))
         stack.enter_context(private.losses_forgotten(model))
         yield
 
@@ -109,6 +104,7 @@ class _Step(TracedStep):
         storages: list[tuple[int, Role]] = []
         for _, variable, owner in weights.all_variables(self.model):
             storages.append((_bytes(variable), "buffer" if weights.is_beside(variable, owner) else "param"))
+        storages += [(_bytes(state), "buffer") for state in _states(self.model)]
         if self.optimizer is not None:
             storages += [(_bytes(variable), "optimizer") for variable in self.optimizer.variables]
         for spec in (*self._specs(), *self._target_specs()):
@@ -182,6 +178,14 @@ def _layer_scopes(model: Any) -> LayerScopes:
         return names.get(id(layer), str(layer.name))
 
     return LayerScopes(keras.layers.Layer, lambda inside: path_of_layers(inside, model, name, keras.Model))
+
+
+def _states(model: Any) -> list[Any]:
+    """What recurrent layers keep from batch to batch, which Keras on TensorFlow has not among their variables."""
+    stateful = [layer for layer in walk.all_layers(model) if getattr(layer, "stateful", False)]
+    states = [state for layer in stateful for state in keras.tree.flatten(list(getattr(layer, "states", None) or ()))]
+    known = {id(variable) for variable in private.all_variables(model)}
+    return [state for state in states if isinstance(state, keras.Variable) and id(state) not in known]
 
 
 def _flat_targets(targets: Any) -> list[Target]:
