@@ -57,12 +57,13 @@ def _build_model_as_it_takes(
     try:
         return _build_model(build, entry, active, finish)
     except FrameworkImported:
-        return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
+        pass  # left before the next try: what that raises has nothing to do with this
     except (NotOfFramework, ValuesUnknown) as other:
         if isinstance(other, ValuesUnknown) and entry.framework in (None, other.framework):
             raise
         rest = tuple(backend for backend in active if other.framework != backend.FRAMEWORK)
         return _build_model(build, entry, rest, finish)
+    return _build_model_as_it_takes(build, entry, backends.loaded(), finish)
 
 
 def _build_model(

@@ -28,14 +28,15 @@ def stopped_at_frameworks() -> Iterator[None]:
     It is stopped only when the outermost import is done: a package whose code is left halfway cannot be imported again.
 
     Raises:
-        FrameworkImported: there was such an import.
+        FrameworkImported: there was such an import, also where the body caught this (`except:`) and went on, or raised
+            something else instead.
     """
-    before, thread, depth = backends.in_use(), get_ident(), 0
+    before, thread, depth, stopped = backends.in_use(), get_ident(), 0, False
 
     def watched(import_: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(import_)
         def watched_import(*args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
+            nonlocal depth, stopped
             if get_ident() != thread:
                 return import_(*args, **kwargs)
             depth += 1
@@ -44,6 +45,7 @@ def stopped_at_frameworks() -> Iterator[None]:
             finally:
                 depth -= 1
             if depth == 0 and backends.in_use() != before:
+                stopped = True
                 raise FrameworkImported
             return module
 
@@ -53,4 +55,10 @@ def stopped_at_frameworks() -> Iterator[None]:
         (owner, name, watched(getattr(owner, name)))
         for owner, name in ((builtins, "__import__"), (importlib, "import_module"))
     ):
-        yield
+        try:
+            yield
+        except Exception:
+            if not stopped:
+                raise
+        if stopped:
+            raise FrameworkImported

@@ -46,6 +46,32 @@ def test_nothing_is_built_for_real_after_the_import(framework: str, tmp_path: Pa
     assert (result.summary.params, steps) == (2_048, ["before", "before", "after"])
 
 
+def test_a_builder_that_catches_everything_begins_anew(framework: str, tmp_path: Path) -> None:
+    def build() -> Model | None:
+        try:
+            import_module(framework)
+        except BaseException:
+            return None
+        return Model(dense=(32, 64))
+
+    result = run(ModelEntry("net", build, inputs="float32[B, 32]"), tmp_path, snapshots=False)
+    assert result.summary is not None
+    assert result.summary.params == 2_048
+
+
+def test_what_the_builder_raises_stands_alone(framework: str, tmp_path: Path) -> None:
+    def build() -> None:
+        try:
+            import_module(framework)
+        finally:
+            raise ValueError("of the user")
+
+    result = run(ModelEntry("net", build), tmp_path, snapshots=False)
+    assert result.error
+    assert "of the user" in result.error
+    assert "FrameworkImported" not in result.error
+
+
 def test_the_outermost_import_is_done_first(framework: str) -> None:
     with pytest.raises(FrameworkImported), stopped_at_frameworks():
         exec(f"import {framework}")
