@@ -43,6 +43,8 @@ from pytest_modelbudget import plan  # noqa: E402
 from tests.benchmarks.keras_step_models import KEPT_BACK, MODELS, TUNED  # noqa: E402
 
 STEPS = 6
+MALLOC = {"MMAP_THRESHOLD_": 16384, "MMAP_MAX_": 100_000_000, "TRIM_THRESHOLD_": 0, "TOP_PAD_": 0, "ARENA_MAX": 1}
+"""Settings of glibc's malloc, with which steps on JAX were measured."""
 ON = keras.backend.backend()
 
 
@@ -200,8 +202,10 @@ def bounds(name: str) -> dict[str, dict[str, Any]]:
 def _in_process(name: str) -> dict[str, Peaks]:
     command = [sys.executable, __file__, "--real", name]
     with tempfile.TemporaryDirectory() as folder:
-        preloaded = {} if ON == "torch" else {"LD_PRELOAD": _malloc(folder), "MALLOC_ARENA_MAX": "1"}
-        run = subprocess.run(command, env={**os.environ, **preloaded}, capture_output=True, text=True, check=True)
+        settings = {f"MALLOC_{key}": str(value) for key, value in MALLOC.items()}
+        if ON == "tensorflow":
+            settings = {"LD_PRELOAD": _malloc(folder), "MALLOC_ARENA_MAX": "1"}
+        run = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=True)
     return {case: (low, high) for case, (low, high) in json.loads(run.stdout.splitlines()[-1]).items()}
 
 
