@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from pytest_modelbudget.backends.torch.compat import OpOverload, tree_map_only
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.meta.readings import read_operands
+from pytest_modelbudget.backends.torch.meta.sparse import to_meta
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.errors import ModelBudgetError
@@ -78,9 +80,11 @@ class NotingDispatcher(RealDispatcher):
         self._place, self._too_large, self._most = place, too_large, most
 
     def run(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of `func`."""
+        """The result of `func`; what would be too large is refused before it takes memory, where torch can tell."""
+        if self._most < inf and _bytes_to_come(func, args, kwargs) > self._most:
+            raise self._too_large()
         out = super().run(func, operands, args, kwargs)
-        if any(tensor.numel() * tensor.element_size() > self._most for tensor in tensors(out)):
+        if not _takes_none(func) and _largest(out) > self._most:  # how much it is follows from values
             raise self._too_large()
         if _decides(func, operands, args):
             answer = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to(META), out)
@@ -101,6 +105,27 @@ class AnsweringDispatcher(MetaDispatcher):
             return super().run(func, operands, args, kwargs)
         answer = self._answers.next(place, func.name())
         return tree_map_only(torch.Tensor, torch.empty_like, answer)
+
+
+def _bytes_to_come(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Bytes of the largest tensor that an operator is going to make; 0 where only running it tells."""
+    if _takes_none(func):
+        return 0
+    try:
+        on_meta = tree_map_only(torch.Tensor, to_meta, (args, kwargs))
+        where = {"device": META} if "device" in {argument.name for argument in func._schema.arguments} else {}
+        return _largest(func(*on_meta[0], **{**on_meta[1], **where}))
+    except Exception:  # it has no kernel for meta, or needs values
+        return 0
+
+
+def _takes_none(func: Any) -> bool:
+    """Whether an operator gives what is there already."""
+    return not isinstance(func, OpOverload) or func.is_view or func._schema.is_mutable
+
+
+def _largest(results: Any) -> int:
+    return max((tensor.numel() * tensor.element_size() for tensor in tensors(results)), default=0)
 
 
 def _decides(func: Any, operands: list[torch.Tensor], args: tuple[Any, ...]) -> bool:

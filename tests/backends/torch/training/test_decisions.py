@@ -92,10 +92,24 @@ def test_where_no_real_pass_is_made(options: dict[str, Any], reason: str) -> Non
 def test_a_pass_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and tensors have a limit, which `run: real` lifts."""
     monkeypatch.setattr(decisions, "REAL_LIMIT", 1_000)
-    assert "one of its tensors takes more than 1 GiB" in planned().notes[0]
+    assert "one of its inputs takes more than 1 GiB" in planned().notes[0]
     assert planned(run="real").peak_bytes
     monkeypatch.setattr(real_copy, "REAL_LIMIT", 1_000)
     assert "its weights take more than 1 GiB" in planned().notes[0]
+
+
+class Spreads(nn.Module):
+    """Decides by a value, then makes what no machine has room for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x, (0, 2**36)) if torch.isfinite(x.sin()).all() else x
+
+
+@pytest.mark.parametrize(("build", "batch", "what"), [(Spreads, 256, "tensors"), (layers, 2**40, "inputs")])
+def test_what_is_too_large_takes_no_memory(build: Any, batch: int, what: str) -> None:
+    """It is refused before it is made: a process that looks for the largest batch would be killed."""
+    made = plan(build, "float32[B, 64]", inference={"batch": batch})
+    assert f"one of its {what} takes more than 1 GiB" in made.notes[0]
 
 
 class ImportsFirst(nn.Module):
