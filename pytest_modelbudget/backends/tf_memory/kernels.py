@@ -76,6 +76,12 @@ _FusedConv2D _FusedDepthwiseConv2dNative _FusedMatMul TemporaryVariable"""
 FRESH = frozenset(_FRESH_NAMES.split())
 """What makes each output anew; a part of an input along its first axis, which may share its memory, counts so too."""
 
+UNFOLDED_BY_CACHE = frozenset(["Conv3DBackpropFilterV2", "Conv3DBackpropInputV2"])
+"""What unfolds as many volumes at a time as fit the processor's last cache, so that machines differ.
+
+See `Conv3DCustomBackpropFilterOp` and `Conv3DCustomBackpropInputOp`.
+"""
+
 FREE = frozenset(["Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs", "ConcatOffset"])
 """What is known before the graph runs, so that its inputs are not held for it."""
 

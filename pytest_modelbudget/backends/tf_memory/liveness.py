@@ -49,6 +49,8 @@ class GraphMemory:
     has_loops: bool = False
     convolutions_in_loops: tuple[str, ...] = ()
     """Kernels whose rounds at once take more than is followed."""
+    unfolded_by_cache: tuple[str, ...] = ()
+    """Kernels whose workspaces go by the processor that runs them."""
     lowest: int = 0
 
 
@@ -60,6 +62,7 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     peaks = [run.trace.peak() for run in runs]
     known = runs[peaks.index(max(peaks))]
     convolutions = tuple(sorted({node.kind for node in rounds.nodes if "Conv" in node.kind and "#" in node.name}))
+    unfolded = tuple(sorted(kernels.UNFOLDED_BY_CACHE & {node.kind for node in rounds.nodes}))
     return replace(
         known,
         lowest=min(peaks),
@@ -67,6 +70,7 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
         too_long_loops=tuple(rounds.too_long),
         has_loops=any(node.cheap_in_loop for node in rounds.nodes),
         convolutions_in_loops=convolutions,
+        unfolded_by_cache=unfolded,
     )
 
 

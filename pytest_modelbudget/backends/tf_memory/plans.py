@@ -66,6 +66,12 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     if memory.convolutions_in_loops:
         names = ", ".join(memory.convolutions_in_loops)
         return f"the peak is at least {memory.lowest:,} bytes: what {names} take in rounds of a loop is counted in part"
+    if memory.unfolded_by_cache:
+        names = ", ".join(memory.unfolded_by_cache)
+        return (
+            f"the peak is at least {memory.lowest:,} bytes: how many volumes {names} unfold at a time goes by the "
+            "last cache of the processor"
+        )
     without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
     if without:
         names = ", ".join(sorted(without))
