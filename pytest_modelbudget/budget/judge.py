@@ -250,11 +250,14 @@ class _Evaluator:
         if self.base is None:
             return
         path = None if layer is None else layer.path
+        if actual is None:  # whatever the base has: no update would ever make this limit hold
+            yield Violation(budget, None, layer=path, reason=why_unknown(budget.metric, self.summary))
+            return
         base_number, reason = self._before(budget, layer)
         if base_number is None:
             yield Finding("growth not enforced", self.summary.model, reason)
             return
-        if actual is None or (lower_bound and actual <= budget.allowed(base_number)):
+        if lower_bound and actual <= budget.allowed(base_number):
             yield Violation(budget, None, layer=path, reason=why_unknown(budget.metric, self.summary))
             return
         if actual <= budget.allowed(base_number):

@@ -103,6 +103,7 @@ BOUND = Flops(200, (("aten.magic", 1),))
         pytest.param(Flops(200), BOUND, ["flops growth: unknown (at least 200, no formula for aten.magic x1)"], id="perhaps more now"),
         pytest.param(Flops(100), BOUND, ["flops growth: 200 FLOPs is +100 (+100.0%) on 100 FLOPs (main 4f1c2d9); +10% is allowed: 90 too many; a lower bound"], id="more for sure"),
         pytest.param(Flops(None), Flops(200), ["growth not enforced: net: flops is not known there (main 4f1c2d9)"], id="unknown there"),
+        pytest.param(Flops(None), Flops(None), ["flops growth: unknown, so the limit cannot be checked"], id="nowhere"),
         pytest.param(BOUND, Flops(220), [], id="no more than the least there"),
         pytest.param(BOUND, Flops(230), ["growth not enforced: net: flops are known only as at least 200 there (main 4f1c2d9)"], id="perhaps less there"),
         pytest.param(Flops(100, rules=0), Flops(200), [f"growth not enforced: net: FLOPs were counted by rules 0, here by rules {FLOP_RULES} (main 4f1c2d9)"], id="other rules"),

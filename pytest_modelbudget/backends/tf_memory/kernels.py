@@ -80,6 +80,12 @@ UnsortedSegmentProd UnsortedSegmentSum _FusedConv2D _FusedMatMul"""
 FRESH = frozenset(_FRESH_NAMES.split())
 """What makes each output anew, but where `parts` says that it is memory of an input."""
 
+UNFOLDED_BY_CACHE = frozenset(["Conv3DBackpropFilterV2", "Conv3DBackpropInputV2"])
+"""What unfolds as many volumes at a time as fit the processor's last cache, so that machines differ.
+
+See `Conv3DCustomBackpropFilterOp` and `Conv3DCustomBackpropInputOp`.
+"""
+
 FREE = frozenset(["Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs", "ConcatOffset"])
 """What is known before the graph runs, so that its inputs are not held for it."""
 

@@ -50,6 +50,8 @@ class GraphMemory:
     too_long_loops: tuple[str, ...] = ()
     """Loops that run more operators than are followed."""
     has_loops: bool = False
+    unfolded_by_cache: tuple[str, ...] = ()
+    """Kernels whose workspaces go by the processor that runs them."""
     lowest: int = 0
 
 
@@ -62,12 +64,14 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     ]
     peaks = [run.trace.peak() for run in runs]
     known = runs[peaks.index(max(peaks))]
+    unfolded = tuple(sorted(kernels.UNFOLDED_BY_CACHE & {node.kind for node in rounds.nodes}))
     return replace(
         known,
         lowest=min(peaks),
         open_loops=tuple(rounds.open),
         too_long_loops=tuple(rounds.too_long),
         has_loops=any(node.cheap_in_loop for node in rounds.nodes),
+        unfolded_by_cache=unfolded,
     )
 
 

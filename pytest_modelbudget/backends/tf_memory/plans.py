@@ -63,6 +63,12 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     if memory.open_sizes:
         names = ", ".join(sorted(memory.open_sizes))
         return f"the peak is at least {memory.lowest:,} bytes: without values the sizes of {names} are not known"
+    if memory.unfolded_by_cache:
+        names = ", ".join(memory.unfolded_by_cache)
+        return (
+            f"the peak is at least {memory.lowest:,} bytes: how many volumes {names} unfold at a time goes by the "
+            "last cache of the processor"
+        )
     without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
     if without:
         names = ", ".join(sorted(without))
