@@ -20,6 +20,7 @@ from pytest_modelbudget.backends.torch.kernels.native_convolutions import (
     native_workspace,
     runs_natively,
 )
+from pytest_modelbudget.backends.torch.kernels.operand_copies import suggested_format
 
 _PLAIN_CHANNELS = 3  # images are read as they are
 
@@ -36,7 +37,9 @@ def convolution_backward_workspace(cpu: Cpu, args: tuple[Any, ...]) -> int:
     convolution = _Convolution.of(cpu, input, weight, gradient, args[4], args[5], args[6], args[7], args[9])
     if convolution is None:
         return 0
-    return _backward(convolution, *args[10][:2]) + _reordered_operands(convolution, gradient, input)
+    # What torch's own kernels make is in plain order, and so is its gradient, also where the trace has it otherwise.
+    operands = (input,) if convolution.is_native else (gradient, input)
+    return _backward(convolution, *args[10][:2]) + _reordered_operands(convolution, *operands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,8 @@ class _Convolution:
         blocked_dense = 0 if is_plain else cpu.blocked_bytes(dense)
         pointwise = prod(kernel) == 1
         sizes = blocked_dense, cpu.blocked_bytes(windowed)
-        channels_last = _is_channels_last(input) or _is_channels_last(weight)
+        is_native = not transposed and runs_natively(shape)  # data is put in plain order for torch's own kernels
+        channels_last = not is_native and (_is_channels_last(input) or _is_channels_last(weight))
         is_ordered = pointwise or _is_channels_last(weight) if channels_last else weight.is_contiguous()
         return cls(
             shape=shape,
@@ -211,7 +215,5 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether channels are last in memory, as torch decides it for its choice of a kernel."""
-    kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
-    kind = kinds.get(tensor.dim())
-    return kind is not None and tensor.is_contiguous(memory_format=kind) and not tensor.is_contiguous()
+    """Whether channels are last in memory, as torch decides it for its choice of a kernel: also where there is one."""
+    return suggested_format(tensor) is not torch.contiguous_format

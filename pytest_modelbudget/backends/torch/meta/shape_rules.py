@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from pytest_modelbudget.backends.torch.kernels.operand_copies import suggested_format
+
 TensorMeta = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """Shape, strides and dtype of a result."""
 
@@ -213,8 +215,11 @@ def _convolution(
     axes = data.dim() - 2
     if axes < 1 or weight.dim() != data.dim():
         return None
-    channels_last = any(_only_channels_last(operand) for operand in (data, weight))
-    if not all(operand.is_contiguous() or _only_channels_last(operand) for operand in (data, weight)):
+    formats = [suggested_format(operand) for operand in (data, weight)]
+    channels_last = any(layout is not torch.contiguous_format for layout in formats)
+    if not all(
+        operand.is_contiguous(memory_format=layout) for operand, layout in zip((data, weight), formats, strict=True)
+    ):
         return None
     channels = weight.shape[:1] if transposed else (weight.shape[1] * groups,)
     filters = weight.shape[1] * groups if transposed else weight.shape[0]
@@ -231,13 +236,6 @@ def _convolution(
         return (_contiguous_meta(shape, data.dtype),)
     # The kernels of CPUs and GPUs keep channels last; torch's own answer on meta does not.
     return (_dense_meta(shape, (1, *range(axes + 1, 1, -1), 0), data.dtype),)
-
-
-def _only_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether channels are last in memory, and not at the same time where they are in any other tensor."""
-    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    is_last = memory_format is not None and tensor.is_contiguous(memory_format=memory_format)
-    return is_last and not tensor.is_contiguous()
 
 
 def _spread_sizes(

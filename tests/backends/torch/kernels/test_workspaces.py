@@ -122,6 +122,7 @@ ONE_OPERATOR = [
     operator([1, 64, 100], [64, 64, 5], stride=2),
     operator([1, 64, 4, 16, 16], [64, 64, 3, 3, 3], padding=1),
     operator([1, 64, 4, 8, 8], [64, 64, 1, 1, 1]),
+    operator([1, 16, 8, 16, 16], [32, 16, 3, 3, 3], padding=1, channels_last=True),
 ]
 """Wide, strided, narrow in groups, of three dimensions, shared by threads, and small ones that are torch's own."""
 
@@ -134,6 +135,8 @@ def test_one_operator(input_shape: list[int], weight_shape: list[int], options: 
     sizes = [[value] * dims if isinstance(value, int) else list(value) for value in (stride, padding, 1)]
     rest = (*sizes, False, [0] * dims, options.get("groups", 1))
     input, weight = torch.rand(input_shape), torch.rand(weight_shape)
+    if options.get("channels_last"):
+        input = input.movedim(1, -1).contiguous().movedim(-1, 1)
     forward = (input, weight, None, *rest)
     out = torch.ops.aten.convolution(*forward)
     backward = (torch.rand_like(out), input, weight, None, *rest, [True, True, False])

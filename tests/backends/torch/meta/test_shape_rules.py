@@ -114,6 +114,7 @@ def test_errors_are_those_of_torch(func: Any, args: tuple[Any, ...]) -> None:
     [
         pytest.param((1, 8, 7, 5), (16, 8, 3, 3), 2, False, 1, id="one image"),
         pytest.param((2, 8, 7, 5), (16, 1, 3, 3), 2, False, 8, id="depthwise"),
+        pytest.param((2, 1, 7, 5), (16, 1, 3, 3), 2, False, 1, id="one channel"),
         pytest.param((2, 8, 7, 5), (8, 4, 3, 3), 2, True, 1, id="transposed"),
         pytest.param((2, 8, 4, 7, 5), (16, 8, 3, 3, 3), 3, False, 1, id="3d"),
     ],
