@@ -96,6 +96,10 @@ def _refuse(recipe: Training) -> None:
     for name in ("sharding", "gradient_accumulation", "no_sync", "in_backward", "offload", "ema", "steps"):
         if getattr(recipe, name) != getattr(default, name):
             raise ModelBudgetError(f"training.{name} with pipeline is not planned: leave one of the two out")
+    if recipe.optimizer == "lomo":
+        raise ModelBudgetError(
+            "training.optimizer: lomo with pipeline is not planned, since it runs in the backward pass: write another"
+        )
     if recipe.loop in ("hf-trainer", "lightning") or recipe.zero_grad == "before-backward":
         raise ModelBudgetError(
             "training.loop: with pipeline, torch's schedule runs the passes: write torch, torchtitan or nanogpt, and "

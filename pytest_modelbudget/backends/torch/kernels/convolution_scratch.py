@@ -17,6 +17,8 @@ _PAGES_OF_STRIDED = 7 * _PAGE + 48  # lists of products and masks of two threads
 _BARRIER = 8_320
 _LEAST_ROWS = 9  # rows of a result from which two threads may share them
 _PLAIN_CHANNELS = 3
+_EIGHT = 8  # channels of a group that the gradient of weights takes at once, with AVX-512 too
+_WIDEST_DEPTHWISE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,22 @@ class ConvolutionShape:
     @property
     def _is_narrow(self) -> bool:
         """Whether a group is no whole number of blocks of channels."""
+        return self._splits_blocks(self.cpu.lanes)
+
+    def _splits_blocks(self, block: int) -> bool:
+        """Whether a group is no whole number of `block` channels."""
         per_group = self.channels // self.groups, self.filters // self.groups
-        return self.groups > 1 and not self.is_depthwise and any(count % self.cpu.lanes for count in per_group)
+        return self.groups > 1 and not self.is_depthwise and any(count % block for count in per_group)
+
+    @property
+    def _is_wide_depthwise(self) -> bool:
+        """Whether a depthwise one is more than the kernel of its gradients takes: three wide in a plane."""
+        is_far = any(padding > width // 2 for padding, width in zip(self.padding, self.kernel, strict=True))
+        return self.kernel[-1] > _WIDEST_DEPTHWISE or self._is_deep_or_dilated or is_far
+
+    @property
+    def _is_deep_or_dilated(self) -> bool:
+        return len(self.kernel) == 3 or max(self.dilation) > 1
 
     def gemm_forward(self) -> int:
         """Scratch of a forward pass that runs as products of matrices, 0 for one that does not."""
@@ -75,7 +91,9 @@ class ConvolutionShape:
             is_gemm = self.kernel[-1] >= 32 if self._is_narrow else reach > 12 or self.kernel[-1] >= 20
         else:
             is_gemm = self._is_narrow or reach > 7
-        if self.is_depthwise or self.is_strided or not is_gemm:
+        if self.is_depthwise:
+            is_gemm = self._is_deep_or_dilated
+        if self.is_strided or not is_gemm:
             return 0
         rows_are_few = self._places // THREADS < 512 or prod(self.kernel) < 64
         return self._columns * (THREADS if rows_are_few and (self.batch > 1 or self.groups > 2) else 1) + _ALIGNED
@@ -83,8 +101,8 @@ class ConvolutionShape:
     def gemm_weight_gradient(self) -> int:
         """The same of the gradient of its weights, with four times the weights for each thread."""
         is_deep = not self.cpu.is_wide and len(self.kernel) == 3 and self.kernel[0] > 1
-        is_gemm = is_deep or self._is_narrow or self.kernel[-1] > (14 if self.cpu.is_wide else 13)
-        if self.is_depthwise or not is_gemm:
+        is_gemm = is_deep or self._splits_blocks(_EIGHT) or self.kernel[-1] > (14 if self.cpu.is_wide else 13)
+        if not (self._is_wide_depthwise if self.is_depthwise else is_gemm):
             return 0
         threads = THREADS if self._places // THREADS < 256 and (self.batch > 1 or self.groups > 2) else 1
         weight_bytes = FLOAT * self.filters * (self.channels // self.groups) * prod(self.kernel)

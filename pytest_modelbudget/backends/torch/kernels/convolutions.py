@@ -17,6 +17,8 @@ from pytest_modelbudget.backends.torch.kernels.convolution_scratch import Convol
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
 from pytest_modelbudget.backends.torch.kernels.native_convolutions import (
     native_backward_workspace,
+    native_transposed_backward_workspace,
+    native_transposed_workspace,
     native_workspace,
     runs_natively,
 )
@@ -130,7 +132,7 @@ class _Convolution:
     @property
     def is_native(self) -> bool:
         """Whether it is torch's own."""
-        return not self.transposed and runs_natively(self.shape)
+        return runs_natively(self.shape, transposed=self.transposed)
 
 
 def _forward(convolution: _Convolution) -> int:
@@ -138,12 +140,14 @@ def _forward(convolution: _Convolution) -> int:
     if convolution.channels_last:
         return convolution.blocked_weight + (0 if convolution.shape.is_depthwise else convolution.ordered_weight)
     if convolution.is_native:
-        return native_workspace(convolution.shape) + convolution.ordered_weight
+        native = native_transposed_workspace if convolution.transposed else native_workspace
+        return native(convolution.shape) + convolution.ordered_weight
     if not convolution.transposed and (gemm := convolution.shape.gemm_forward()):
         return convolution.ordered_weight + max(gemm, convolution.output)
     scratch = convolution.upstream if convolution.transposed else convolution.scratch
     blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output + scratch
-    copied_back = convolution.blocked_output * (2 if convolution.transposed else 1)
+    is_deep_depthwise = convolution.shape.is_depthwise and len(convolution.shape.kernel) == 3
+    copied_back = convolution.blocked_output * (2 if convolution.transposed or is_deep_depthwise else 1)
     return convolution.ordered_weight + max(blocked_bytes - convolution.output, copied_back)
 
 
@@ -152,6 +156,8 @@ def _backward(convolution: _Convolution, to_input: bool, to_weight: bool) -> int
     results = (convolution.input if to_input else 0) + (convolution.weight if to_weight else 0)
     if convolution.channels_last:
         return _backward_of_channels_last(convolution, to_input, to_weight)
+    if convolution.is_native and convolution.transposed:
+        return native_transposed_backward_workspace(convolution.shape) + convolution.ordered_weight
     if convolution.is_native:
         columns = native_backward_workspace(convolution.shape, convolution.weight, to_input, to_weight)
         return columns + convolution.ordered_weight
@@ -176,7 +182,7 @@ def _input_gradient_peak(convolution: _Convolution) -> int:
 
 def _weight_gradient_peak(convolution: _Convolution) -> int:
     shape, weight = convolution.shape, convolution.weight
-    if not convolution.transposed and (gemm := shape.gemm_weight_gradient()):
+    if gemm := shape.gemm_weight_gradient():
         return weight + max(gemm, weight)
     operands = convolution.blocked_output + convolution.blocked_input + convolution.scratch
     summed = 0 if convolution.transposed else shape.summed_weights()

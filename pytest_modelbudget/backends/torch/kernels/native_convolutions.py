@@ -15,11 +15,26 @@ _MOST_ELEMENTS = 20_480  # of the first four dimensions of the input
 _WIDEST_KERNEL = 3
 
 
-def runs_natively(shape: ConvolutionShape) -> bool:
-    """Whether torch leaves it to kernels of its own."""
-    planes = (1, *shape.size) if len(shape.size) == 1 else shape.size
+def runs_natively(shape: ConvolutionShape, *, transposed: bool = False) -> bool:
+    """Whether torch leaves it to kernels of its own; the input of a `transposed` one are its windows."""
+    channels, size = (shape.filters, shape.windows) if transposed else (shape.channels, shape.size)
+    planes = (1, *size) if len(size) == 1 else size
     is_narrow = min((1, *shape.kernel)[-2:]) <= _WIDEST_KERNEL
-    return shape.batch == shape.groups == 1 and is_narrow and shape.channels * prod(planes[:2]) <= _MOST_ELEMENTS
+    return shape.batch == shape.groups == 1 and is_narrow and channels * prod(planes[:2]) <= _MOST_ELEMENTS
+
+
+def native_transposed_workspace(shape: ConvolutionShape) -> int:
+    """Columns of a transposed one, forward, or in three dimensions the input before them.
+
+    Not counted: in three dimensions a channel of ones, where there is a bias.
+    """
+    input_copy = FLOAT * shape.filters * prod(shape.windows) if len(shape.size) == 3 else 0
+    return max(input_copy, _columns(shape))
+
+
+def native_transposed_backward_workspace(shape: ConvolutionShape) -> int:
+    """Columns for each gradient of a transposed one in its turn."""
+    return _columns(shape)
 
 
 def native_workspace(shape: ConvolutionShape) -> int:

@@ -60,7 +60,8 @@ def weights_on_host(model: nn.Module, recipe: Inference) -> Iterator[HostWeights
     """Inside, the weights of the modules that `offload` names, with all that is in them, are on the host.
 
     Raises:
-        ModelBudgetError: a glob that no module's name matches, or autocast, whose cache outlives the copies.
+        ModelBudgetError: a glob that no module's name matches, a module that reads weights past the hooks of those who
+            have them, or autocast, whose cache outlives the copies.
     """
     if not recipe.offload:
         yield None
@@ -71,6 +72,7 @@ def weights_on_host(model: nn.Module, recipe: Inference) -> Iterator[HostWeights
         )
     host, placeholders = HostWeights(), dict[int, nn.Parameter]()
     named, others = _split(model, recipe.offload)
+    _refuse_readers(model, named)
     staying = {id(weight) for module in others for weight in module._parameters.values()}
     with ExitStack() as stack:
         for module in named:
@@ -95,6 +97,24 @@ def _split(model: nn.Module, globs: Sequence[str]) -> tuple[list[nn.Module], lis
     names = {name for name in modules if any(fnmatchcase(outer, glob) for outer in _with_outer(name) for glob in globs)}
     named = [module for name, module in modules.items() if name in names]
     return named, [module for name, module in modules.items() if name not in names]
+
+
+_READERS = {
+    nn.RNNBase: "reads a list of its weights, which stay on the host",
+    nn.MultiheadAttention: "reads the weights of its out_proj without calling it",
+}
+"""Modules that accelerate cannot run so on a GPU, and why."""
+
+
+def _refuse_readers(model: nn.Module, named: Sequence[nn.Module]) -> None:
+    names = {id(module): name for name, module in model.named_modules()}
+    for module in named:
+        for kind, why in _READERS.items():
+            if isinstance(module, kind):
+                raise ModelBudgetError(
+                    f"inference.offload: {names[id(module)] or 'the model'} ({kind.__name__}) {why}, so accelerate "
+                    "cannot run it: name other modules, {params: [globs]}"
+                )
 
 
 def _with_outer(name: str) -> list[str]:

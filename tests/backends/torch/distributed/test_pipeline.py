@@ -183,6 +183,7 @@ def test_plan() -> None:
         ({"ranks": 2}, {"loss": "auto"}, Deep, "a pipeline needs a loss"),
         ({"ranks": 2}, {"sharding": {"fsdp": 2}}, Deep, "training.sharding with pipeline is not planned"),
         ({"ranks": 2}, {"gradient_accumulation": 2}, Deep, "training.gradient_accumulation with pipeline"),
+        ({"ranks": 2}, {"optimizer": "lomo"}, Deep, "training.optimizer: lomo with pipeline is not planned"),
         ({"ranks": 2}, {"loop": "lightning"}, Deep, "torch's schedule runs the passes"),
         ({"ranks": 2}, {}, Skipping, "layers.3 cannot begin a stage"),
         ({"ranks": 2}, {}, Residual, "layers.3 cannot begin a stage"),

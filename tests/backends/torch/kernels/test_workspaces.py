@@ -123,8 +123,17 @@ ONE_OPERATOR = [
     operator([1, 64, 4, 16, 16], [64, 64, 3, 3, 3], padding=1),
     operator([1, 64, 4, 8, 8], [64, 64, 1, 1, 1]),
     operator([1, 16, 8, 16, 16], [32, 16, 3, 3, 3], padding=1, channels_last=True),
+    operator([2, 96, 29, 29], [96, 1, 5, 5], stride=2, padding=2, groups=96),
+    operator([2, 64, 28, 28], [64, 1, 3, 3], padding=2, dilation=2, groups=64),
+    operator([2, 32, 8, 14, 14], [32, 1, 3, 3, 3], padding=1, groups=32),
+    operator([2, 64, 28, 28], [64, 8, 3, 3], padding=1, groups=8),
+    operator([2, 96, 28, 28], [96, 12, 3, 3], padding=1, groups=8),
+    operator([2, 128, 100], [128, 64, 16], stride=8, padding=4, transposed=True),
+    operator([1, 64, 14, 14], [64, 32, 2, 2], stride=2, transposed=True),
+    operator([1, 64, 8, 8, 8], [64, 32, 3, 3, 3], stride=2, padding=1, transposed=True),
 ]
-"""Wide, strided, narrow in groups, of three dimensions, shared by threads, and small ones that are torch's own."""
+"""Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, and small ones that
+are torch's own."""
 
 
 @pytest.mark.parametrize(("input_shape", "weight_shape", "options"), ONE_OPERATOR)
@@ -132,8 +141,9 @@ def test_one_operator(input_shape: list[int], weight_shape: list[int], options: 
     """What a convolution and its gradients take beside operands and results is what the allocator gave them."""
     cpu, dims = CPUS[KERNELS], len(input_shape) - 2
     stride, padding = (options.get(name, value) for name, value in (("stride", 1), ("padding", 0)))
-    sizes = [[value] * dims if isinstance(value, int) else list(value) for value in (stride, padding, 1)]
-    rest = (*sizes, False, [0] * dims, options.get("groups", 1))
+    dilation, transposed = options.get("dilation", 1), options.get("transposed", False)
+    sizes = [[value] * dims if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
+    rest = (*sizes, transposed, [0] * dims, options.get("groups", 1))
     input, weight = torch.rand(input_shape), torch.rand(weight_shape)
     if options.get("channels_last"):
         input = input.movedim(1, -1).contiguous().movedim(-1, 1)

@@ -161,6 +161,14 @@ def test_weights_on_the_host(offload: tuple[str, ...]) -> None:
     assert trace.notes == (f"offloaded: {units.size(whole - left)} of parameters are on the host",)
 
 
+@pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.MultiheadAttention(4, 1)], ids=["LSTM", "attention"])
+def test_modules_that_read_weights_past_the_hooks(module: nn.Module) -> None:
+    """accelerate leaves the weights of one on the CPU and finds none of the other's: there is no such run to plan."""
+    runnable = RunnableModel("model", meta_copy(nn.Sequential(module)), parse("float32[1, 4]"))
+    with pytest.raises(ModelBudgetError, match=r"inference.offload: 0 .* name other modules"):
+        record_step(runnable, {}, Inference(offload=("*",)))
+
+
 def test_modules_that_are_not_there() -> None:
     """One clear error, as for what outlives the copies."""
     runnable = RunnableModel("model", meta_copy(nn.Linear(4, 4)), parse("float32[1, 4]"))
