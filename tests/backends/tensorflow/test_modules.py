@@ -138,7 +138,7 @@ def test_a_call_is_converted_as_tf_function_converts_it() -> None:
 
     def operators(graph: Any) -> list[tuple[str, str, list[str]]]:
         made = [op for op in graph.get_operations() if op.type not in ("Placeholder", "Identity")]
-        return [(op.type, op.name, [item.name for item in op.control_inputs]) for op in made]
+        return [(op.type, op.name, sorted(item.name for item in op.control_inputs)) for op in made]
 
     def step(x: Any) -> Any:
         return repeated(helper(x))
