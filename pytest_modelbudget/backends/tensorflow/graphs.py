@@ -37,8 +37,11 @@ def trace_graph(call: Callable[..., Any], arguments: Arguments, *, convert: bool
 
 
 def converted(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` with Python's own branches and loops on tensors written into the graph, as `tf.function` does."""
-    options = ConversionOptions(recursive=True, user_requested=True)
+    """`call` with Python's own branches and loops on tensors written into the graph, as `tf.function` does.
+
+    AutoGraph's optional features are left out, as there: they add scopes and control edges, which change the order.
+    """
+    options = ConversionOptions(recursive=True, user_requested=True, optional_features=None)
     return lambda *args, **kwargs: converted_call(call, args, kwargs, options=options)
 
 

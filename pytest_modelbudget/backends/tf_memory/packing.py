@@ -1,7 +1,7 @@
 """What Eigen's products on two threads take beside their operands and results: blocks of the operands, packed.
 
 TensorFlow's executor does not see this memory. Read in `TensorContractionThreadPool.h`, and held against what real
-products wrote. Products of batches, and those of forward convolutions, have no rule here.
+products wrote. Products inside forward convolutions have no rule here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _BLOCKS_AT_ONCE = 2
 _LEAST_PRODUCTS = 1 << 18
 """Multiplications below which one thread does them all, and packs little."""
 
+_LEAST_INNER_PRODUCTS = 128 * 128
+"""Multiplications of one product of a batch up to which threads share out the batch (`kMaxCostOuterParallelism`)."""
+
 _TOO_FEW_ROWS = 1024
 """Rows up to which a product packs them all, in products of 64 to 4096 rows that were measured.
 
@@ -38,7 +41,19 @@ def packed(op: Any) -> int:
         columns = right[0 if op.get_attr("transpose_b") else 1]
         counted_rows = rows if rows <= _TOO_FEW_ROWS else 0
         return _blocks(rows, inner, columns, op.inputs[0].dtype.size, counted_rows)
+    if op.type in ("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
+        return _of_batch(op)
     return _of_filters(op) if op.type == "Conv2DBackpropFilter" else 0
+
+
+def _of_batch(op: Any) -> int:
+    """Products of a batch run one after the other, each on all threads, but for small ones (`LaunchBatchMatMul`)."""
+    left, right = op.inputs[0].shape.as_list()[-2:], op.inputs[1].shape.as_list()[-2:]
+    rows, inner = reversed(left) if op.get_attr("adj_x") else left
+    columns = right[0 if op.get_attr("adj_y") else 1]
+    if rows * inner * columns <= _LEAST_INNER_PRODUCTS:
+        return 0
+    return _blocks(rows, inner, columns, op.inputs[0].dtype.size, rows if rows <= _TOO_FEW_ROWS else 0)
 
 
 def _of_filters(op: Any) -> int:

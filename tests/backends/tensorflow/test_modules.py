@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pytest_modelbudget import ModelBudgetError, Summary, backends, summarize
 from pytest_modelbudget.backends import tensorflow as backend
+from pytest_modelbudget.backends.tensorflow import graphs
 from pytest_modelbudget.backends.tensorflow.build import VariableWithoutValue
 
 
@@ -122,6 +123,29 @@ class Attention(tf.Module):
         if causal:
             scores = tf.linalg.band_part(scores, -1, 0)
         return tf.matmul(scores, v)
+
+
+def test_a_call_is_converted_as_tf_function_converts_it() -> None:
+    """The operators, their names and what they wait for are those of TensorFlow's own trace."""
+
+    def repeated(x: Any) -> Any:
+        for _ in tf.range(3):
+            x = helper(x)
+        return x
+
+    def helper(x: Any) -> Any:
+        return tf.nn.relu(x * variable) if tf.reduce_sum(x) > 0 else x
+
+    def operators(graph: Any) -> list[tuple[str, str, list[str]]]:
+        made = [op for op in graph.get_operations() if op.type not in ("Placeholder", "Identity")]
+        return [(op.type, op.name, sorted(item.name for item in op.control_inputs)) for op in made]
+
+    def step(x: Any) -> Any:
+        return repeated(helper(x))
+
+    variable, spec = tf.Variable(tf.ones([4])), tf.TensorSpec([2, 4])
+    expected = tf.function(step).get_concrete_function(spec).graph
+    assert operators(graphs.trace_graph(step, ((spec,), {}), convert=True)) == operators(expected)
 
 
 def test_named_dimensions_and_plain_arguments() -> None:
