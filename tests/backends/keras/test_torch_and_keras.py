@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 
 from tests.backends.keras.torch_and_keras import MODELS
 
+pytestmark = pytest.mark.slow  # one process of twelve CPU seconds, for models of a rare kind
 SCRIPT = Path(__file__).with_name("torch_and_keras.py")
 ROOT = SCRIPT.parents[3]
 FLOAT = 4
