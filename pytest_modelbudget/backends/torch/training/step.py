@@ -268,7 +268,7 @@ class StepRecording:
             recorder.begin_step(is_measured)
             if recipe.zero_grad == "before":
                 drop_gradients(params)
-            passes = recorded_passes(recipe) if is_measured else (1,)
+            passes = recorded_passes(recipe)
             for number, times in enumerate(passes):
                 if recipe.no_sync:
                     exchange_gradients(self.model, number == len(passes) - 1)
@@ -391,10 +391,10 @@ class StepRecording:
 
 
 def recorded_passes(recipe: Training) -> tuple[int, ...]:
-    """For each forward and backward pass of the measured step that is run, how many it stands for.
+    """For each forward and backward pass of a step that is run, how many it stands for.
 
     Passes that add to gradients find the same memory as the first of them, and do the same, but for the last one where
-    only that exchanges gradients. The step before leaves the same gradients and states with one pass.
+    only that exchanges gradients. The step before runs them, too: DDP makes its buckets anew in the second pass.
     """
     passes = recipe.gradient_accumulation
     if passes < 3:

@@ -132,6 +132,24 @@ def test_replicas_hold_buckets() -> None:
     assert lasting(sharded(Transformer, IDS, {"ddp": 2}).memory_trace)["gathered"] == FLOAT * WHOLE
 
 
+@pytest.mark.parametrize("passes", [2, 5])
+def test_replicas_make_their_buckets_anew_once(passes: int) -> None:
+    """In the second pass of all, which is none of the step that is repeated: what it reserves has one set of them."""
+    with abstract():
+        model = nn.Sequential(*(nn.Linear(2_000, 2_000, bias=False) for _ in range(4)))
+    recipes = [
+        Training(batch=1, loss="none", zero_grad="after", gradient_accumulation=passes, sharding=sharding)
+        for sharding in ({"ddp": 2}, None)
+    ]
+    replicas, alone = make_plans(
+        model, name="model", inputs=parse("float32[B, 2000]"), sizes={"B": 1}, recipes=recipes, built_here=True
+    )
+    assert replicas.reserved_bytes is not None
+    assert alone.reserved_bytes is not None
+    buckets = FLOAT * 4 * 2_000**2
+    assert buckets <= replicas.reserved_bytes - alone.reserved_bytes < 1.1 * buckets
+
+
 def test_recomputed_blocks_lower_the_peak() -> None:
     """Checkpointing runs inside of FSDP2's hooks: nothing is gathered for it."""
     wide = f"int64[64, {TOKENS}]"
