@@ -34,6 +34,7 @@ _DESCRIPTOR = re.compile(
     r"/dev/(?P<stream>stdin|stdout|stderr)|/(?:dev|proc/(?:self|thread-self|(?P<pid>\d+)))/fd/(?P<number>\d+)"
 )
 _MOST_LINKS = 40
+_MOST_TRIES = 10
 
 if sys.platform == "win32":  # an open file cannot be deleted there, which protects a draft that is being written
     from filelock import FileLock
@@ -95,16 +96,31 @@ else:
 def draft_folder(home: Path) -> Iterator[Path]:
     """A new folder in `home` for what is moved out of it once it is whole; git ignores it, and leaving removes it.
 
+    `home` is made where it is missing.
+
     Raises:
         OSError: it cannot be made.
     """
-    with _shared_lock(home):
-        folder = Path(tempfile.mkdtemp(dir=home, prefix=_PREFIX, suffix=_SUFFIX))
+    with ExitStack() as locks:
+        folder = _new_draft(home, locks)
         try:
             (folder / ".gitignore").write_bytes(b"*\n")
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_draft(home: Path, locks: ExitStack) -> Path:
+    """A draft in `home`, which nobody sweeps until the `locks` are left.
+
+    Whoever deletes the last file of a folder removes it, too: it may go while this process is about to write there.
+    """
+    for _ in range(_MOST_TRIES):
+        home.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            locks.enter_context(_shared_lock(home))
+            return Path(tempfile.mkdtemp(dir=home, prefix=_PREFIX, suffix=_SUFFIX))
+    raise FileNotFoundError(errno.ENOENT, "others remove this folder again and again", str(home))
 
 
 class DraftFolders(ExitStack):

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,6 +244,23 @@ def test_a_sweep_leaves_what_others_write(tmp_path: Path) -> None:
         assert draft.is_dir()
     assert names(tmp_path) == [".modelbudget"]
     writing.remove_drafts(tmp_path / "missing")
+
+
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever deletes its last file takes an empty folder away, also when somebody is about to write there."""
+    home, made = tmp_path / "__model_budget__", []
+
+    def mkdtemp(**options: Any) -> str:
+        made.append(options)
+        if len(made) == 1:
+            home.rmdir()
+        return original(**options)
+
+    original = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    writing.write(home / "net.yaml", "text\n")
+    assert names(home) == ["net.yaml"]
+    assert len(made) == 2
 
 
 def test_one_draft_serves_many_files(tmp_path: Path) -> None:
