@@ -11,12 +11,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import ModuleType
-from typing import Any
+
+from pytest_modelbudget.backends.import_hooks import ImportHook
 
 NOISE = (
     r"(?:WARNING: All log messages before absl::Init"
@@ -43,57 +42,23 @@ def without_noise(text: str) -> str:
     return re.sub(rf"^{NOISE}.*\n?", "", text, flags=re.MULTILINE)
 
 
-@contextmanager
-def imports() -> Iterator[None]:
+def imports() -> AbstractContextManager[None]:
     """Inside, importing TensorFlow (or Keras on it) writes no start-up log; afterwards imports are as before."""
-    finder = _QuietFinder()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.meta_path.remove(finder)
+    return _QuietImports().installed()
 
 
-class _QuietFinder(MetaPathFinder):
-    """Finds what the others find, and has it executed quietly."""
+class _QuietImports(ImportHook):
+    """Runs the code of the noisy packages with descriptor 2 filtered."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find one of the noisy packages, else nothing."""
-        if fullname not in _NOISY:
-            return None
-        finders = [
-            finder for finder in sys.meta_path if not isinstance(finder, _QuietFinder) and hasattr(finder, "find_spec")
-        ]
-        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _QuietLoader(spec.loader)
-        return spec
+    def is_for(self, name: str) -> bool:
+        """Whether it is one of the noisy packages."""
+        return name in _NOISY
 
-
-class _QuietLoader(Loader):
-    """A module's own loader; it is back in its place when the module's code begins."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)  # for those who only look a package up
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the loader does."""
-        module: ModuleType | None = self.loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """As the loader does, with descriptor 2 filtered."""
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.loader
-        module.__loader__ = self.loader
+    @contextmanager
+    def around(self, module: ModuleType) -> Iterator[None]:
+        """Filter what the package writes, and what TensorFlow writes once it looks for drivers."""
         with _filtered():
-            self.loader.exec_module(module)
+            yield
             if module.__name__ == "tensorflow":
                 with suppress(Exception):
                     module.config.list_physical_devices()  # its drivers are looked up, and missed, only now
