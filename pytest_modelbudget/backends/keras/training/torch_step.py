@@ -31,7 +31,8 @@ from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
-from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording, drop_gradients, start_backward
+from pytest_modelbudget.backends.torch.training.gradients import drop_gradients, start_backward
+from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import Inputs
 from pytest_modelbudget.planner import Inference, Recipe, Training

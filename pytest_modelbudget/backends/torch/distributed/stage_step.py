@@ -19,10 +19,11 @@ from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
+from pytest_modelbudget.backends.torch.training.gradients import drop_gradients
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs
 from pytest_modelbudget.backends.torch.training.losses import CrossEntropy, cross_entropy_of, loss_function
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of
-from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording, drop_gradients
+from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training

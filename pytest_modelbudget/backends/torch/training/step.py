@@ -8,7 +8,6 @@ the optimizer makes its states, so the second is the one to measure.
 from __future__ import annotations
 
 import gc
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
@@ -31,7 +30,6 @@ from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
 from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher, RealDispatcher
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
-from pytest_modelbudget.backends.torch.model.dtensors import wait_for
 from pytest_modelbudget.backends.torch.model.global_state import global_state_restored, seed_everything
 from pytest_modelbudget.backends.torch.model.modules import part_ids
 from pytest_modelbudget.backends.torch.model.pytree import tensors
@@ -41,11 +39,13 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel, call_
 from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
-from pytest_modelbudget.backends.torch.training.caches import CachePlace, given_arguments, places, tensors_inside
+from pytest_modelbudget.backends.torch.training.caches import tensors_inside
 from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
 from pytest_modelbudget.backends.torch.training.float8 import check_fp8
 from pytest_modelbudget.backends.torch.training.fused_losses import FusedLoss, loss_rules
+from pytest_modelbudget.backends.torch.training.generation import only_place, token_dimension
+from pytest_modelbudget.backends.torch.training.gradients import drop_gradients, start_backward
 from pytest_modelbudget.backends.torch.training.head import Head, find_head
 from pytest_modelbudget.backends.torch.training.host_weights import HostWeights, weights_on_host
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
@@ -212,7 +212,7 @@ class StepRecording:
         stack.enter_context(autocast_asked_of_cuda() if self.on_cuda else cpu_attention())
         seed_everything()
         if isinstance(recipe, Inference) and recipe.kv_cache:
-            self.sizes = {**self.sizes, self._tokens(): recipe.kv_cache}
+            self.sizes = {**self.sizes, token_dimension(self.runnable.name, self.model, self.sizes): recipe.kv_cache}
 
     def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
         """What watches the run of the model, on the device of `kernels`."""
@@ -358,36 +358,18 @@ class StepRecording:
                 return self.called(*call.args, **call.kwargs)
             self.doing = "forward pass that fills the cache"
             out = self.model(*call.args, **call.kwargs, use_cache=True)
-            place = self._cache_place(call, out)
+            place = only_place(self.runnable.name, self.model, call, out)
             cache = place.of(out)
             del out
             for tensor in tensors_inside(cache):
                 recorder.set_role(tensor, "cache")
-            self.doing, self.sizes = "forward pass of one more token", {**self.sizes, self._tokens(): 1}
+            self.doing, self.sizes = (
+                "forward pass of one more token",
+                {**self.sizes, token_dimension(self.runnable.name, self.model, self.sizes): 1},
+            )
             next_call = self.inputs()
             recorder.begin_work()
             return self.model(*next_call.args, **next_call.kwargs, **{place.argument: cache}, use_cache=True)
-
-    def _cache_place(self, call: ModelCall, out: Any) -> CachePlace:
-        """Where the model returned its cache, and the argument that takes it back."""
-        found = places(self.model, out, given_arguments(self.model, call.args, call.kwargs))
-        if len(found) != 1:
-            raise ModelBudgetError(
-                f"{self.runnable.name}: inference.kv_cache needs a model that returns its cache under the name of the "
-                "argument that takes it"
-            )
-        return found[0]
-
-    def _tokens(self) -> str:
-        """The symbol of the dimension that holds tokens."""
-        token_symbols = [symbol for symbol in self.sizes if symbol != "B"]
-        accepted = inspect.signature(self.model.forward).parameters
-        if len(token_symbols) != 1 or "use_cache" not in accepted:
-            raise ModelBudgetError(
-                f"{self.runnable.name}: inference.kv_cache needs a model whose forward takes use_cache, and inputs "
-                'with one dimension of tokens: inputs: "int64[B, T]"'
-            )
-        return token_symbols[0]
 
 
 def recorded_passes(recipe: Training) -> tuple[int, ...]:
@@ -400,17 +382,3 @@ def recorded_passes(recipe: Training) -> tuple[int, ...]:
     if passes < 3:
         return (1,) * passes
     return (1, passes - 2, 1) if recipe.no_sync else (1, passes - 1)
-
-
-def drop_gradients(params: list[nn.Parameter]) -> None:
-    """Let go of the gradients of `params`."""
-    for parameter in params:
-        parameter.grad = None
-
-
-def start_backward(loss: Any) -> None:
-    """From a number, or from one gradient for each tensor of floats that the model returned."""
-    trained = [wait_for(tensor) for tensor in tensors(loss) if tensor.requires_grad]
-    if not trained:
-        raise ModelBudgetError("nothing that the model returned depends on a trained parameter: give training.loss")
-    torch.autograd.backward(trained, [None if output.dim() == 0 else torch.empty_like(output) for output in trained])
