@@ -193,6 +193,15 @@ def test_what_has_no_meaning_is_refused(build: Any, written: dict[str, Any], rea
     assert reason in planned.notes[0]
 
 
+def test_a_model_of_a_fixed_batch_is_planned_for_no_other() -> None:
+    """Its own batch may be written; the recipe would name another one than that of the numbers."""
+    fixed = keras.Sequential([keras.Input(batch_shape=(4, 20)), keras.layers.Dense(1)])
+    refused = plan(fixed, training={"batch": BATCH})
+    assert refused.peak_bytes is None
+    assert "training.batch: the model is built for" in refused.notes[0]
+    assert plan(fixed, training={"batch": 4}).by_role() == plan(fixed, training={}).by_role() != {}
+
+
 @in_graphs
 def test_a_live_model_stays_as_it_is() -> None:
     """Its weights, losses and dtype policies."""

@@ -206,6 +206,15 @@ def test_what_is_not_planned_says_why(build: Any, recipe: dict[str, Any], reason
     assert reason in " ".join(whole.notes)
 
 
+def test_a_model_of_a_fixed_batch_is_planned_for_no_other() -> None:
+    """Four samples of 20 numbers, which is the batch that the recipe may name, or leave out."""
+    fixed = tf_keras.Sequential([tf_keras.Input(batch_shape=(4, 20)), tf_keras.layers.Dense(1)])
+    refused = plan(fixed, inference={"batch": BATCH})
+    assert refused.peak_bytes is None
+    assert "inference.batch: the model is built for" in refused.notes[0]
+    assert plan(fixed, inference={"batch": 4}).by_role()["input"] == 4 * 4 * 20
+
+
 def test_a_live_model_stays_as_it_is() -> None:
     """Its weights, its losses, its optimizer, and the container of its compiled loss, which builds itself at first use."""
     model = legacy(loss="mse")
