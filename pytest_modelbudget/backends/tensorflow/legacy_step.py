@@ -13,6 +13,7 @@ import tf_keras
 
 from pytest_modelbudget.backends.keras.training.recipe import (
     COMPILED_NOTE,
+    EAGER_NOTE,
     METRICS_NOTE,
     OPTIMIZER_CLASSES,
     MakeOptimizer,
@@ -180,6 +181,8 @@ def _losses_forgotten(model: Any) -> Iterator[None]:
 
 
 def _notes(model: Any, recipe: Recipe) -> Iterator[str]:
+    if getattr(model, "run_eagerly", False):
+        yield EAGER_NOTE
     if isinstance(recipe, Training):
         if uses_compiled_optimizer(model, recipe):
             yield COMPILED_NOTE

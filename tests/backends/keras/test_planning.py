@@ -222,6 +222,15 @@ def test_metrics_are_said_not_to_be_planned(metrics: Any) -> None:
     assert any("without the metrics" in note for note in planned.notes) == (metrics is not None)
 
 
+@on_tensorflow
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_step_that_runs_eagerly_is_said_to_be_planned_as_a_graph(eager: bool) -> None:
+    """Steps and passes alike."""
+    model = mlp(compiled=True, run_eagerly=eager)
+    for planned in (plan(model, training={"batch": BATCH}), plan(model, inference={"batch": BATCH})):
+        assert any("run_eagerly" in note for note in planned.notes) == eager
+
+
 @on_jax
 def test_on_jax_parts_are_hand_sums_and_the_peak_has_bounds() -> None:
     """Weights, gradients, Adam's slots with two numbers, the batch and the hidden layer; the least is what is held."""

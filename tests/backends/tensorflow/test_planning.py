@@ -195,6 +195,7 @@ def test_a_layer_says_where_the_peak_is() -> None:
         pytest.param(Perceptron, {"sharding": {"fsdp": 8}}, "training.sharding", id="sharding"),
         pytest.param(Perceptron, {"loss": "liger"}, "liger is planned for torch models", id="fused loss"),
         pytest.param(Perceptron, {"optimizer": "adamw-8bit"}, "has no adamw-8bit", id="of torch", marks=on_tensorflow),
+        pytest.param(Perceptron, {"optimizer": "muon"}, "for variables of Keras", id="muon", marks=on_tensorflow),
         pytest.param(Perceptron, {"optimizer": dict}, "without apply_gradients and apply", id="no optimizer at all"),
         pytest.param(Lost, {"optimizer": "none"}, "which no object of the model holds", id="a variable that is lost"),
     ],
@@ -226,6 +227,13 @@ def test_a_live_model_stays_as_it_is() -> None:
     assert len(model.losses) == count
     assert not model.compiled_loss.built
     assert len(model.optimizer.variables) == 1  # its count of steps
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_step_that_runs_eagerly_is_said_to_be_planned_as_a_graph(eager: bool) -> None:
+    """Of tf_keras."""
+    whole = planned(legacy(loss="mse", run_eagerly=eager), inference={"batch": BATCH})
+    assert any("run_eagerly" in note for note in whole.notes) == eager
 
 
 @pytest.mark.slow

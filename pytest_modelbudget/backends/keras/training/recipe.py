@@ -56,6 +56,9 @@ _CURES = {
 }
 COMPILED_NOTE = "the optimizer is the one that the model is compiled with"
 METRICS_NOTE = "without the metrics that the model is compiled with: what they take comes on top"
+EAGER_NOTE = (
+    "the model is compiled with run_eagerly=True: planned is its step as a graph, and eagerly its peak is another"
+)
 
 _POLICIES = {"bf16-mixed": "mixed_bfloat16", "fp16-mixed": "mixed_float16"}
 """Precisions as policies of Keras that change no weight."""
@@ -298,12 +301,15 @@ def training_arguments(model: Any, training: bool) -> dict[str, bool]:
     return {"training": training} if private.takes_training(model) else {}
 
 
-def notes_of(model: Any, recipe: Recipe) -> tuple[str, ...]:
+def notes_of(model: Any, recipe: Recipe) -> Iterator[str]:
     """What a plan says of the step that it assumed."""
-    if not isinstance(recipe, Training):
-        return ()
-    own_optimizer = (COMPILED_NOTE,) if uses_compiled_optimizer(model, recipe) else ()
-    return (*own_optimizer, METRICS_NOTE) if private.has_metrics(model) else own_optimizer
+    if keras.backend.backend() == "tensorflow" and getattr(model, "run_eagerly", False):  # on torch all steps are eager
+        yield EAGER_NOTE
+    if isinstance(recipe, Training):
+        if uses_compiled_optimizer(model, recipe):
+            yield COMPILED_NOTE
+        if private.has_metrics(model):
+            yield METRICS_NOTE
 
 
 def _is_compiled(model: Any) -> bool:
