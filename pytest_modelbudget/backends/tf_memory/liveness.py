@@ -13,7 +13,7 @@ from typing import Any
 from pytest_modelbudget.backends.tf_memory import kernels
 from pytest_modelbudget.backends.tf_memory.executor import GraphExecutor, Locate
 from pytest_modelbudget.backends.tf_memory.nodes import NodeList, nodes_of
-from pytest_modelbudget.backends.tf_memory.optimized import optimized
+from pytest_modelbudget.backends.tf_memory.optimized import is_for_onednn, optimized
 from pytest_modelbudget.backends.tf_memory.order import orders
 from pytest_modelbudget.backends.tf_memory.rounds import rounds_of
 from pytest_modelbudget.planner import InitialStorage, MemoryTrace
@@ -42,6 +42,8 @@ class GraphMemory:
     has_loops: bool = False
     unfolded_by_cache: tuple[str, ...] = ()
     """Kernels whose workspaces go by the processor that runs them."""
+    for_onednn: bool = False
+    """Whether operators are fused as oneDNN would run them."""
     lowest: int = 0
 
 
@@ -62,6 +64,7 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
         too_long_loops=tuple(rounds.too_long),
         has_loops=any(node.cheap_in_loop for node in rounds.nodes),
         unfolded_by_cache=unfolded,
+        for_onednn=is_for_onednn(),
     )
 
 
