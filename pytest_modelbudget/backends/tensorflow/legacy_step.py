@@ -89,8 +89,8 @@ class _LegacySubject:
                 visited.add(id(variable))
                 yield variable.name.partition(":")[0], variable
 
-    def trains(self, variable: Any) -> bool:
-        return any(variable is weight for weight in self.model.trainable_weights)
+    def frozen(self) -> set[int]:
+        return set(map(id, self.model.non_trainable_weights))
 
     def optimizer(self, recipe: Training) -> StepOptimizer | None:
         if not uses_compiled_optimizer(self.model, recipe):

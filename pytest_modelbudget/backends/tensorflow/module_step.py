@@ -73,8 +73,8 @@ class _ModuleSubject:
                 visited.add(held.identity)
                 yield f"{held.path}/{held.name}".lstrip("/"), held.variable
 
-    def trains(self, variable: Any) -> bool:
-        return True
+    def frozen(self) -> set[int]:
+        return set()
 
     def optimizer(self, recipe: Training) -> StepOptimizer | None:
         return optimizer_of(recipe, _optimizer_class, f"Keras {keras.__version__}")

@@ -106,6 +106,13 @@ def legacy(*, loss: str | None = None, **options: Any) -> Any:
     return model
 
 
+def frozen() -> Any:
+    """The same, of which only the last layer is trained."""
+    model = legacy()
+    model.layers[0].trainable = False
+    return model
+
+
 class OwnStep(tf_keras.Model):  # type: ignore[misc]
     """A model that trains in its own way."""
 
@@ -145,6 +152,7 @@ def test_a_pass_is_counted_by_hand(build: Any) -> None:
         pytest.param(legacy, {"optimizer": "adamw"}, 2 * PARAMS, 0, id="tf_keras"),
         pytest.param(legacy, {"optimizer": "adagrad", "loss": tf.reduce_sum}, PARAMS, 0, id="tf_keras, a loss"),
         pytest.param(lambda: legacy(loss="mse"), {}, 2 * PARAMS, 1, id="tf_keras, compiled"),
+        pytest.param(frozen, {"optimizer": "adamw"}, 2 * 33, 0, id="tf_keras, frozen in part"),
         pytest.param(Perceptron, {"optimizer": "sgd"}, 0, 0, id="module", marks=on_tensorflow),
         pytest.param(Function, {"loss": "cross_entropy"}, 2 * PARAMS, 1, id="tf.function", marks=on_tensorflow),
         pytest.param(WithLayers, {"loss": "cross_entropy"}, 2 * PARAMS, 1, id="with layers", marks=on_tensorflow),
