@@ -93,9 +93,9 @@ class _LegacySubject:
         return set(map(id, self.model.non_trainable_weights))
 
     def optimizer(self, recipe: Training) -> StepOptimizer | None:
+        _refuse_accumulation(recipe)
         if not uses_compiled_optimizer(self.model, recipe):
             return optimizer_of(recipe, _optimizer_class, f"tf_keras {tf_keras.__version__}")
-        _refuse_accumulation(recipe)
         optimizer = self.model.optimizer
         _refuse_scaler(optimizer)
         config = optimizer.get_config()
@@ -151,8 +151,12 @@ def _without_xla(kind: type) -> dict[str, bool]:
 
 
 def _refuse_accumulation(recipe: Training) -> None:
-    if recipe.gradient_accumulation > 1:
-        raise ModelBudgetError("training.gradient_accumulation: optimizers of tf_keras update in each step")
+    is_own = callable(recipe.optimizer) or ":" in recipe.optimizer
+    if recipe.gradient_accumulation > 1 and not is_own:
+        raise ModelBudgetError(
+            "training.gradient_accumulation: optimizers of tf_keras update in each step: leave the key out, or write "
+            "optimizer: module:callable, which is called with gradient_accumulation_steps"
+        )
 
 
 def _refuse_scaler(optimizer: Any) -> None:

@@ -180,6 +180,9 @@ def most(planned: Plan) -> int:
         ),
         pytest.param(mlp, {"loss": "liger"}, "training.loss: liger is planned for torch models", id="fused loss"),
         pytest.param(mlp, {"optimizer": "adamw-8bit"}, "write one of", id="optimizer"),
+        pytest.param(
+            mlp, {"gradient_accumulation": 2, "optimizer": "none"}, "adds up the gradients", id="passes added by none"
+        ),
         pytest.param(mlp, {"trainable": ["nothing*"]}, "no weight's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),
         pytest.param(mlp, {"compile": "none"}, "Keras on JAX compiles", id="without the compiler", marks=on_jax),

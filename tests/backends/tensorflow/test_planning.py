@@ -196,6 +196,10 @@ def test_a_layer_says_where_the_peak_is() -> None:
         pytest.param(
             lambda: legacy(loss="mse"), {"gradient_accumulation": 2}, "update in each step", id="accumulated passes"
         ),
+        pytest.param(legacy, {"gradient_accumulation": 2}, "update in each step", id="accumulated by a named one"),
+        pytest.param(
+            Perceptron, {"gradient_accumulation": 2, "optimizer": "none"}, "adds up the gradients", id="by none"
+        ),
         pytest.param(legacy, {"trainable": ["nothing*"]}, "no variable's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),
         pytest.param(lambda: legacy(loss="mse", jit_compile=True), {}, "compile: xla", id="tf_keras with XLA"),
