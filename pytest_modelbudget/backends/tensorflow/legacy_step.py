@@ -120,15 +120,15 @@ def _compiled_loss(model: Any, compiled: Any, outputs: Any, target: MakeTarget) 
     losses = compiled._user_losses
     names = getattr(model, "output_names", None)
     container = tf_keras_losses_container()(losses, compiled._user_loss_weights, output_names=names)
-    flat, listed = tf.nest.flatten(outputs), _listed(losses, names)
-    listed = listed * len(flat) if len(listed) == 1 else listed
-    if len(listed) != len(flat):
-        raise ModelBudgetError(f"training.loss: the model has {len(flat)} outputs and {len(listed)} losses")
-    targets = [_target(loss, output, target) for loss, output in zip(listed, flat, strict=True)]
+    flat, per_output = tf.nest.flatten(outputs), _losses_in_order(losses, names)
+    per_output = per_output * len(flat) if len(per_output) == 1 else per_output
+    if len(per_output) != len(flat):
+        raise ModelBudgetError(f"training.loss: the model has {len(flat)} outputs and {len(per_output)} losses")
+    targets = [_target(loss, output, target) for loss, output in zip(per_output, flat, strict=True)]
     return container(tf.nest.pack_sequence_as(outputs, targets), outputs, regularization_losses=model.losses)
 
 
-def _listed(losses: Any, names: Any) -> list[Any]:
+def _losses_in_order(losses: Any, names: Any) -> list[Any]:
     if isinstance(losses, dict):
         return [losses[name] for name in names] if names and set(names) == set(losses) else list(losses.values())
     return list(losses) if isinstance(losses, (list, tuple)) else [losses]

@@ -80,11 +80,11 @@ class StepOptimizer:
 
     def variables(self) -> list[tuple[tuple[int, ...], str]]:
         """Sizes and dtypes of what it keeps."""
-        listed = getattr(self.optimizer, "variables", ())
-        listed = listed() if callable(listed) else listed
-        if not listed and isinstance(self.optimizer, tf.Module):
-            listed = [held.variable for held in modules.variables_of(self.optimizer)]
-        return [(tuple(map(int, variable.shape)), tf.as_dtype(variable.dtype).name) for variable in listed]
+        variables = getattr(self.optimizer, "variables", ())
+        variables = variables() if callable(variables) else variables
+        if not variables and isinstance(self.optimizer, tf.Module):
+            variables = [held.variable for held in modules.variables_of(self.optimizer)]
+        return [(tuple(map(int, variable.shape)), tf.as_dtype(variable.dtype).name) for variable in variables]
 
 
 def optimizer_of(
