@@ -220,6 +220,8 @@ def refuse_keys(recipe: Recipe, framework: str, planned: Collection[str], cures:
 def _refuse_torch_only(recipe: Recipe, framework: str) -> None:
     """Refuse values that only torch models know: a loss that takes the place of a head, and torch's compiler.
 
+    So are gradients that add up where no optimizer runs: with all others it is the optimizer that adds them up.
+
     Raises:
         ModelBudgetError: with the value, and what to write instead.
     """
@@ -233,6 +235,11 @@ def _refuse_torch_only(recipe: Recipe, framework: str) -> None:
         raise ModelBudgetError(
             f"training.loss: {recipe.loss} is planned for torch models, not for {framework} models: write "
             "cross_entropy or module:callable"
+        )
+    if isinstance(recipe, Training) and recipe.optimizer == "none" and recipe.gradient_accumulation > 1:
+        raise ModelBudgetError(
+            "training.gradient_accumulation: the optimizer adds up the gradients of passes, and optimizer: none has "
+            f"none for {framework} models: leave the key out, or name an optimizer"
         )
 
 

@@ -14,6 +14,7 @@ from pytest_modelbudget.backends.keras import private, walk
 from pytest_modelbudget.backends.keras.labels import Labels
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
+from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.summary import Dim, Input, TensorSpec
 
 MakeInput = Callable[[str, TensorSpec], Any]
@@ -40,6 +41,20 @@ class CallArguments:
             return keras.KerasTensor(tuple(_size(dim, sizes) for dim in spec.shape), spec.dtype, name=name)
 
         return self.build(make)
+
+    def refuse_other_batch(self, recipe: Recipe) -> None:
+        """Refuse a recipe's batch where no input has a symbolic one, save the batch that the inputs are made for.
+
+        Raises:
+            ModelBudgetError: with what the model's inputs are.
+        """
+        made_for = {port.spec.shape[:1] for port in self.ports}
+        if recipe.batch is not None and BATCH not in self.symbols and made_for not in (set(), {(recipe.batch,)}):
+            kind = "training" if isinstance(recipe, Training) else "inference"
+            raise ModelBudgetError(
+                f"{kind}.batch: the model is built for {_ports_text(self.ports)}, and for no batch of {recipe.batch}: "
+                "leave the key out, or build the model without a fixed batch"
+            )
 
     def open_dimension(self, sizes: Mapping[str, int]) -> str | None:
         """The first input dimension without a size, in words; None when all have one."""

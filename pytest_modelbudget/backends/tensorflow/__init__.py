@@ -185,7 +185,7 @@ class _ModuleSummaryBuilder:
         """One call of a module; a module of the user's must not make variables by it."""
         with abstract() if self.built_here else tf.variable_creator_scope(self._refuse):
             try:
-                graph = graphs.trace_graph(self.model, graphs.argument_specs(inputs, sizes), convert=True)
+                graph = graphs.trace_graph(graphs.converted(self.model), graphs.argument_specs(inputs, sizes))
             except ModelBudgetError:
                 raise
             except Exception as error:

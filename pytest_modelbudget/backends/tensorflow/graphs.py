@@ -17,21 +17,17 @@ Sizes = Mapping[str, int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def trace_graph(call: Callable[..., Any], arguments: Arguments, *, convert: bool = False) -> Any:
-    """The graph of `call` on tensors of the given specs; plain values are passed as they are.
-
-    `convert` has Python's own branches and loops on tensors written into the graph, as `tf.function` does.
-    """
+def trace_graph(call: Callable[..., Any], arguments: Arguments) -> Any:
+    """The graph of `call` on tensors of the given specs; plain values are passed as they are."""
     flat = tf.nest.flatten(arguments)
     spec_indices = [index for index, value in enumerate(flat) if isinstance(value, tf.TensorSpec)]
-    called = converted(call) if convert else call
 
     def run(*tensors: Any) -> Any:
         tensor_at = dict(zip(spec_indices, tensors, strict=True))
         args, kwargs = tf.nest.pack_sequence_as(
             arguments, [tensor_at.get(position, default) for position, default in enumerate(flat)]
         )
-        return called(*args, **kwargs)
+        return call(*args, **kwargs)
 
     return func_graph_from_py_func("model", run, tuple(flat[index] for index in spec_indices), {})
 

@@ -101,7 +101,10 @@ def plan(
     with global_state_restored(), abstract():
         builder = _LegacySummaryBuilder(model, name, {BATCH: 1, **sizes}, built_here)
         arguments = builder.built_arguments(inputs)
-        return tuple(legacy_step.plan(model, name, arguments, recipe) for recipe in recipes)
+        for recipe in recipes:
+            arguments.refuse_other_batch(recipe)
+        tensors = arguments.build(lambda name, spec: graphs.tensor_spec(spec, builder.sizes))
+        return tuple(legacy_step.plan(model, name, tensors, recipe) for recipe in recipes)
 
 
 class _LegacySummaryBuilder:
@@ -134,7 +137,7 @@ class _LegacySummaryBuilder:
             notes=(*self.notes, *keras_config.notes(tf_keras, list(self.model._flatten_layers()))),
         )
 
-    def built_arguments(self, inputs: Inputs | None) -> graphs.Arguments:
+    def built_arguments(self, inputs: Inputs | None) -> keras_ports.CallArguments:
         """What the model is called with in a plan, with the model built."""
         if not self.built_here:
             self._refuse_unbuilt(f"call the {self._kind} once before, or pass a function that builds it")
@@ -142,7 +145,7 @@ class _LegacySummaryBuilder:
         if legacy_rows.unbuilt(self.model) is not None or not self.model.built:
             self._trace(arguments, self.sizes)
         self._refuse_unbuilt("call it in the model, or remove it: its weights are not known")
-        return arguments.build(lambda name, spec: graphs.tensor_spec(spec, self.sizes))
+        return arguments
 
     def _arguments(self, inputs: Inputs | None, names: Mapping[int, str]) -> keras_ports.CallArguments:
         """What the model is called with: its own inputs, or the declared ones where they fit."""

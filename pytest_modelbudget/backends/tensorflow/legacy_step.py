@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +11,15 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from pytest_modelbudget.backends.keras.training.recipe import COMPILED_NOTE, METRICS_NOTE, OPTIMIZER_CLASSES
+from pytest_modelbudget.backends.keras.training.recipe import (
+    COMPILED_NOTE,
+    EAGER_NOTE,
+    METRICS_NOTE,
+    OPTIMIZER_CLASSES,
+    MakeOptimizer,
+    refuse_own_step,
+    uses_compiled_optimizer,
+)
 from pytest_modelbudget.backends.tensorflow import graphs, legacy_rows
 from pytest_modelbudget.backends.tensorflow.private import tf_keras_losses_container
 from pytest_modelbudget.backends.tensorflow.recipe import (
@@ -36,13 +44,13 @@ def plan(model: Any, name: str, arguments: graphs.Arguments, recipe: Recipe) -> 
         ModelBudgetError: a key of the recipe has no meaning here, or the step does not run so.
     """
     refuse_unplanned(recipe, "tf_keras")
-    _refuse_own_step(model, recipe)
+    refuse_own_step(model, recipe, tf_keras.Model)
     _refuse_stateful(model, name)
     subject = _LegacySubject(model, name, arguments)
     xla = recipe.compile == "xla" or (recipe.compile == "auto" and bool(getattr(model, "jit_compile", False)))
     with _losses_forgotten(model):
         planned = plan_step(subject, recipe, xla=xla)
-    own_optimizer = isinstance(recipe, Training) and _uses_compiled_optimizer(model, recipe)
+    own_optimizer = isinstance(recipe, Training) and uses_compiled_optimizer(model, recipe)
     words = describe(recipe, own_optimizer=own_optimizer)
     return replace(planned, recipe=words, notes=(*planned.notes, *_notes(model, recipe)))
 
@@ -81,13 +89,13 @@ class _LegacySubject:
                 visited.add(id(variable))
                 yield variable.name.partition(":")[0], variable
 
-    def trains(self, variable: Any) -> bool:
-        return any(variable is weight for weight in self.model.trainable_weights)
+    def frozen(self) -> set[int]:
+        return set(map(id, self.model.non_trainable_weights))
 
     def optimizer(self, recipe: Training) -> StepOptimizer | None:
-        if not _uses_compiled_optimizer(self.model, recipe):
-            return optimizer_of(recipe, _optimizer_class, f"tf_keras {tf_keras.__version__}")
         _refuse_accumulation(recipe)
+        if not uses_compiled_optimizer(self.model, recipe):
+            return optimizer_of(recipe, _optimizer_class, f"tf_keras {tf_keras.__version__}")
         optimizer = self.model.optimizer
         _refuse_scaler(optimizer)
         config = optimizer.get_config()
@@ -112,15 +120,15 @@ def _compiled_loss(model: Any, compiled: Any, outputs: Any, target: MakeTarget) 
     losses = compiled._user_losses
     names = getattr(model, "output_names", None)
     container = tf_keras_losses_container()(losses, compiled._user_loss_weights, output_names=names)
-    flat, listed = tf.nest.flatten(outputs), _listed(losses, names)
-    listed = listed * len(flat) if len(listed) == 1 else listed
-    if len(listed) != len(flat):
-        raise ModelBudgetError(f"training.loss: the model has {len(flat)} outputs and {len(listed)} losses")
-    targets = [_target(loss, output, target) for loss, output in zip(listed, flat, strict=True)]
+    flat, per_output = tf.nest.flatten(outputs), _losses_in_order(losses, names)
+    per_output = per_output * len(flat) if len(per_output) == 1 else per_output
+    if len(per_output) != len(flat):
+        raise ModelBudgetError(f"training.loss: the model has {len(flat)} outputs and {len(per_output)} losses")
+    targets = [_target(loss, output, target) for loss, output in zip(per_output, flat, strict=True)]
     return container(tf.nest.pack_sequence_as(outputs, targets), outputs, regularization_losses=model.losses)
 
 
-def _listed(losses: Any, names: Any) -> list[Any]:
+def _losses_in_order(losses: Any, names: Any) -> list[Any]:
     if isinstance(losses, dict):
         return [losses[name] for name in names] if names and set(names) == set(losses) else list(losses.values())
     return list(losses) if isinstance(losses, (list, tuple)) else [losses]
@@ -132,7 +140,7 @@ def _target(loss: Any, output: Any, target: MakeTarget) -> Any:
     return target(sizes[:-1], "int32") if "sparse" in name.lower() else target(sizes, output.dtype.name)
 
 
-def _optimizer_class(name: str) -> Callable[..., Any] | None:
+def _optimizer_class(name: str) -> MakeOptimizer | None:
     kind = getattr(tf_keras.optimizers, OPTIMIZER_CLASSES.get(name, ""), None)
     return None if kind is None else lambda **options: kind(**{**_without_xla(kind), **options})
 
@@ -142,30 +150,19 @@ def _without_xla(kind: type) -> dict[str, bool]:
     return {"jit_compile": False} if issubclass(kind, tf_keras.optimizers.Optimizer) else {}
 
 
-def _uses_compiled_optimizer(model: Any, recipe: Training) -> bool:
-    """Whether the model says its optimizer itself, and the recipe does not ask for another than the default."""
-    compiled = getattr(model, "optimizer", None) is not None
-    return compiled and recipe.optimizer == Training().optimizer and not recipe.optimizer_options
-
-
 def _refuse_accumulation(recipe: Training) -> None:
-    if recipe.gradient_accumulation > 1:
-        raise ModelBudgetError("training.gradient_accumulation: optimizers of tf_keras update in each step")
+    is_own = callable(recipe.optimizer) or ":" in recipe.optimizer
+    if recipe.gradient_accumulation > 1 and not is_own:
+        raise ModelBudgetError(
+            "training.gradient_accumulation: optimizers of tf_keras update in each step: leave the key out, or write "
+            "optimizer: module:callable, which is called with gradient_accumulation_steps"
+        )
 
 
 def _refuse_scaler(optimizer: Any) -> None:
     if isinstance(optimizer, tf_keras.mixed_precision.LossScaleOptimizer):
         raise ModelBudgetError(
             "the optimizer scales losses of float16, which is not planned on TensorFlow: use the policy mixed_bfloat16"
-        )
-
-
-def _refuse_own_step(model: Any, recipe: Recipe) -> None:
-    method = "train_step" if isinstance(recipe, Training) else "predict_step"
-    own = getattr(type(model), method, None)
-    if isinstance(model, tf_keras.Model) and own is not getattr(tf_keras.Model, method):
-        raise ModelBudgetError(
-            f"{type(model).__name__} has a {method} of its own, which is not planned: only that of tf_keras.Model is"
         )
 
 
@@ -188,8 +185,10 @@ def _losses_forgotten(model: Any) -> Iterator[None]:
 
 
 def _notes(model: Any, recipe: Recipe) -> Iterator[str]:
+    if getattr(model, "run_eagerly", False):
+        yield EAGER_NOTE
     if isinstance(recipe, Training):
-        if _uses_compiled_optimizer(model, recipe):
+        if uses_compiled_optimizer(model, recipe):
             yield COMPILED_NOTE
         if getattr(getattr(model, "compiled_metrics", None), "_user_metrics", None):
             yield METRICS_NOTE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.keras import private, private_tensorflow
-from pytest_modelbudget.backends.keras.training.recipe import OPTIMIZER_CLASSES
+from pytest_modelbudget.backends.keras.training.recipe import OPTIMIZER_CLASSES, MakeOptimizer
 from pytest_modelbudget.backends.tensorflow import graphs, modules
 from pytest_modelbudget.backends.tensorflow.build import abstract
 from pytest_modelbudget.backends.tensorflow.recipe import (
@@ -73,8 +73,8 @@ class _ModuleSubject:
                 visited.add(held.identity)
                 yield f"{held.path}/{held.name}".lstrip("/"), held.variable
 
-    def trains(self, variable: Any) -> bool:
-        return True
+    def frozen(self) -> set[int]:
+        return set()
 
     def optimizer(self, recipe: Training) -> StepOptimizer | None:
         return optimizer_of(recipe, _optimizer_class, f"Keras {keras.__version__}")
@@ -86,11 +86,18 @@ class _ModuleSubject:
         return ""
 
 
-def _optimizer_class(name: str) -> Callable[..., Any] | None:
+def _optimizer_class(name: str) -> MakeOptimizer | None:
     if keras.backend.backend() != "tensorflow":
         raise ModelBudgetError(
             f"training.optimizer: {name} is Keras' own, which runs on {keras.backend.backend()} here: set "
             "KERAS_BACKEND=tensorflow, or write module:callable"
         )
-    kind: Callable[..., Any] | None = getattr(keras.optimizers, OPTIMIZER_CLASSES.get(name, ""), None)
+    if (
+        name == "muon"
+    ):  # it asks for the paths of variables, which those of TensorFlow have not: it fails in a real step
+        raise ModelBudgetError(
+            "training.optimizer: Keras' muon is for variables of Keras, and fails on those of a tf.Module: write "
+            "another, or module:callable"
+        )
+    kind: MakeOptimizer | None = getattr(keras.optimizers, OPTIMIZER_CLASSES.get(name, ""), None)
     return kind

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from pytest_modelbudget.backends.keras.training.recipe import MakeOptimizer, optimizer_with
 from pytest_modelbudget.backends.tensorflow import modules
 from pytest_modelbudget.backends.tensorflow.private import func_graph_from_py_func
 from pytest_modelbudget.errors import ModelBudgetError
@@ -79,19 +80,19 @@ class StepOptimizer:
 
     def variables(self) -> list[tuple[tuple[int, ...], str]]:
         """Sizes and dtypes of what it keeps."""
-        listed = getattr(self.optimizer, "variables", ())
-        listed = listed() if callable(listed) else listed
-        if not listed and isinstance(self.optimizer, tf.Module):
-            listed = [held.variable for held in modules.variables_of(self.optimizer)]
-        return [(tuple(map(int, variable.shape)), tf.as_dtype(variable.dtype).name) for variable in listed]
+        variables = getattr(self.optimizer, "variables", ())
+        variables = variables() if callable(variables) else variables
+        if not variables and isinstance(self.optimizer, tf.Module):
+            variables = [held.variable for held in modules.variables_of(self.optimizer)]
+        return [(tuple(map(int, variable.shape)), tf.as_dtype(variable.dtype).name) for variable in variables]
 
 
 def optimizer_of(
-    recipe: Training, named: Callable[[str], Callable[..., Any] | None], known: str
+    recipe: Training, class_of: Callable[[str], MakeOptimizer | None], library: str
 ) -> StepOptimizer | None:
     """A new optimizer as `recipe` wants it, not built yet; None for `none`.
 
-    `named` gives the class of a name, of a library that is called `known`. A `module:callable` is called with
+    `class_of` gives the class of a name, of the `library` with its version. A `module:callable` is called with
     `optimizer_options` and gives an optimizer that has `apply_gradients(pairs)` or `apply(gradients, variables)`.
 
     Raises:
@@ -100,14 +101,10 @@ def optimizer_of(
     name = recipe.optimizer
     if name == "none":
         return None
-    steps = {"gradient_accumulation_steps": recipe.gradient_accumulation} if recipe.gradient_accumulation > 1 else {}
-    make = name if callable(name) else imported(name, "optimizer") if ":" in name else named(name)
+    make = name if callable(name) else imported(name, "optimizer") if ":" in name else class_of(name)
     if make is None:
-        raise ModelBudgetError(f"training.optimizer: {known} has no {name}: write module:callable, or none")
-    try:
-        optimizer = make(**recipe.optimizer_options, **steps)
-    except Exception as error:  # whatever the optimizer says to its options
-        raise ModelBudgetError(f"training.optimizer: {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise ModelBudgetError(f"training.optimizer: {library} has no {name}: write module:callable, or none")
+    optimizer = optimizer_with(make, recipe.optimizer_options, recipe)
     if not (hasattr(optimizer, "apply_gradients") or hasattr(optimizer, "apply")):
         raise ModelBudgetError(
             f"training.optimizer: {name} gives a {type(optimizer).__name__}, without apply_gradients and apply"

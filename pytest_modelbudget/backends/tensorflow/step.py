@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from pytest_modelbudget.backends.keras.private_tensorflow import add_inputs
+from pytest_modelbudget.backends.keras.training.traced import tracing_explained
 from pytest_modelbudget.backends.tensorflow import graphs
 from pytest_modelbudget.backends.tensorflow.recipe import MakeTarget, StepOptimizer
 from pytest_modelbudget.backends.tf_memory.liveness import graph_memory
@@ -36,8 +36,8 @@ class Subject(Protocol):
         """Its variables, each once, with the paths that globs are over."""
         ...
 
-    def trains(self, variable: Any) -> bool:
-        """Whether a step changes a variable that is trainable."""
+    def frozen(self) -> set[int]:
+        """The ids of variables that a step leaves as they are, though they are trainable by themselves."""
         ...
 
     def optimizer(self, recipe: Training) -> StepOptimizer | None:
@@ -60,7 +60,7 @@ def plan_step(subject: Subject, recipe: Recipe, *, xla: bool) -> Plan:
         ModelBudgetError: the step does not run so.
     """
     step = _Step(subject, recipe)
-    with step.explained():
+    with tracing_explained(subject.name, step):
         graph = step.graph()
         step.doing = "graph of the step"
         phase_of = step.phases.of(graph)
@@ -80,19 +80,6 @@ class _Step:
     targets: list[Any] = field(default_factory=list)
     """Inputs of the graph beside those of the model."""
 
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Inside, whatever the model's code raises becomes an error that says what was traced."""
-        try:
-            yield
-        except ModelBudgetError as error:
-            prefix = f"{self.subject.name}: "
-            raise (error if str(error).startswith(prefix) else ModelBudgetError(f"{prefix}{error}")) from error
-        except Exception as error:
-            message = f"{self.subject.name}: the {self.doing} could not be traced"
-            first_line = next(iter(str(error).strip().splitlines()), "")
-            raise ModelBudgetError(f"{message}: {type(error).__name__}: {first_line}") from error
-
     def graph(self) -> Any:
         """The graph of the step."""
         self._refuse_unsized()
@@ -105,8 +92,8 @@ class _Step:
 
     def held(self) -> list[InitialStorage]:
         """What is there all the time: weights, the optimizer's variables, inputs and targets."""
-        weights = [(variable, "param") for _, variable in self.subject.weights()]
-        storages: list[tuple[int, Role]] = [(_bytes(tuple(item.shape), item.dtype), "param") for item, _ in weights]
+        weights = [variable for _, variable in self.subject.weights()]
+        storages: list[tuple[int, Role]] = [(_bytes(tuple(item.shape), item.dtype), "param") for item in weights]
         if self.optimizer is not None:
             storages += [(_bytes(shape, dtype), "optimizer") for shape, dtype in self.optimizer.variables()]
         storages += [(_bytes(tuple(item.shape), item.dtype), "input") for item in (*self._specs(), *self.targets)]
@@ -168,10 +155,8 @@ class _Step:
         Raises:
             ModelBudgetError: there are none, or a glob matches none.
         """
-        used_ids = {id(variable) for variable in used}
-        weights = [
-            (path, item) for path, item in self.subject.weights() if id(item) in used_ids and self.subject.trains(item)
-        ]
+        changed_ids = {id(variable) for variable in used} - self.subject.frozen()
+        weights = [(path, variable) for path, variable in self.subject.weights() if id(variable) in changed_ids]
         for glob in recipe.trainable:
             if not any(fnmatchcase(path, glob) for path, _ in weights):
                 example = f"; one is {weights[0][0]!r}" if weights else ""
@@ -179,7 +164,7 @@ class _Step:
         if not weights:
             raise ModelBudgetError("training: no variable is trained")
         globs = recipe.trainable or ("*",)
-        return [item for path, item in weights if any(fnmatchcase(path, glob) for glob in globs)]
+        return [variable for path, variable in weights if any(fnmatchcase(path, glob) for glob in globs)]
 
     def _target(self, shape: tuple[int, ...], dtype: str) -> Any:
         self.targets.append(tf.compat.v1.placeholder(dtype, shape, name="target"))

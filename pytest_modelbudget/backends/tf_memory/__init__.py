@@ -3,5 +3,5 @@
 `optimized` is the graph as TensorFlow's optimizer leaves it, `nodes` makes one list of its operators and of what it
 calls, `order` says in which order they run, `kernels` which of them make new memory and which write over an input
 (`parts`: where that depends on what is asked for), `scratch` and `packing` what they take besides, `rounds` opens loops
-round by round, `storages` is what is in memory; `liveness` makes the memory trace.
+round by round, `executor` runs them in thought with `storages` as what is in memory; `liveness` makes the memory trace.
 """

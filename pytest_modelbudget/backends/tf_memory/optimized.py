@@ -56,6 +56,11 @@ def optimized(graph: Any) -> FunctionGraph:
     return _imported(_optimize(meta), graph, returned, control)
 
 
+def is_for_onednn() -> bool:
+    """Whether TensorFlow optimizes graphs for oneDNN in this process, as the processor and its environment have it."""
+    return bool(import_module("tensorflow.python.util._pywrap_util_port").IsMklEnabled())
+
+
 def _with_open_loops(meta: Any) -> Any:
     """The graph with its loops and calls opened, which TensorFlow does before it optimizes.
 

@@ -20,6 +20,10 @@ PACKING_NOTE = (
     "operands that matrix products pack are counted as on two threads; those of convolutions and of products of "
     "batches are not"
 )
+ONEDNN_NOTE = (
+    "TensorFlow fuses operators for oneDNN in this process, and on other processors it may not: plans are held against "
+    "steps with TF_ENABLE_ONEDNN_OPTS=0 in the environment"
+)
 LOOP_NOTE = (
     "in loops the order of operators depends on how long they take: the peak is that of the order that takes most of "
     "those that were followed, and {:,} bytes that of the one that takes least"
@@ -36,7 +40,7 @@ def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
     What XLA takes is not known.
     """
     kind: Kind = "training" if isinstance(recipe, Training) else "inference"
-    assumed = (EXECUTOR_NOTE, PACKING_NOTE)
+    assumed = (EXECUTOR_NOTE, PACKING_NOTE, *([ONEDNN_NOTE] if memory.for_onednn else []))
     plan = plan_of(memory.trace, kind, describe(recipe))
     reason = XLA_NOTE if xla else _reason(memory, plan.peak_bytes or 0)
     if not reason:
@@ -72,5 +76,7 @@ def _reason(memory: GraphMemory, peak: int) -> str:
     without = {name: size for name, size in memory.without_rule.items() if size >= LEAST_SHARE * peak or not size}
     if without:
         names = ", ".join(sorted(without))
-        return f"the peak is not known: what TensorFlow's kernels {names} do with memory has no rule here"
+        is_fused = memory.for_onednn and any(name.startswith("_") for name in without)  # by TensorFlow's optimizer
+        cure = ": set TF_ENABLE_ONEDNN_OPTS=0 in the environment, which leaves them apart" if is_fused else ""
+        return f"the peak is not known: what TensorFlow's kernels {names} do with memory has no rule here{cure}"
     return ""

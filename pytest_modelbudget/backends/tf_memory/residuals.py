@@ -40,19 +40,19 @@ def residuals_finder() -> Iterator[FindResiduals]:
 
 def _find_residuals(call: Differentiable, parameters: Sequence[Parameter], arguments: Sequence[Tensor]) -> Residuals:
     trace = _Trace(call, parameters, arguments)
-    kept = _KeptBuffers(trace)
-    places = {name: place for place, name in enumerate(kept.input_names)}
+    buffers = _KeptBuffers(trace)
+    places = {name: place for place, name in enumerate(buffers.input_names)}
     count = len(parameters)
     refs: dict[str, StorageRef] = {}
     for name, place in places.items():
         refs[name] = ("parameter", place) if place < count else ("given", place - count)
     for place, tensor in enumerate(trace.results):
-        refs.setdefault(kept.buffer(tensor.name), ("made", place))
-    storages = [(refs.setdefault(name, ("inner", len(refs))), size) for name, size in kept.sizes.items()]
+        refs.setdefault(buffers.buffer(tensor.name), ("made", place))
+    storages = [(refs.setdefault(name, ("inner", len(refs))), size) for name, size in buffers.sizes.items()]
     return Residuals(
         tuple((ref, size) for ref, size in storages if ref[0] != "parameter"),
         tuple(trace.plain(tensor) for tensor in trace.results),
-        tuple(refs[kept.buffer(tensor.name)] for tensor in trace.results),
+        tuple(refs[buffers.buffer(tensor.name)] for tensor in trace.results),
         tuple(place - count for place in trace.reached if place >= count),
     )
 
@@ -97,8 +97,8 @@ class _Trace:
         floats = [tensor for tensor in self.results if tensor.dtype.is_floating]
         if not floats or not trained:
             return self.results
-        given = [tf.compat.v1.placeholder(tensor.dtype, tensor.shape) for tensor in floats]
-        gradients = tape.gradient(floats, [tensors[place] for place in trained], output_gradients=given)
+        output_gradients = [tf.compat.v1.placeholder(tensor.dtype, tensor.shape) for tensor in floats]
+        gradients = tape.gradient(floats, [tensors[place] for place in trained], output_gradients=output_gradients)
         self.reached = [place for place, gradient in zip(trained, gradients, strict=True) if gradient is not None]
         self.gradients = [gradient for gradient in gradients if gradient is not None]
         self.phases.mark("backward")

@@ -82,7 +82,7 @@ def on_jax(model: Any, arrays: list[Any]) -> int:
 def on_tensorflow(model: Any, arrays: list[Any]) -> int | None:
     import tensorflow as tf
 
-    inputs = [tf.constant(one) for one in arrays]
+    inputs = [tf.constant(array) for array in arrays]
     call = tf.function(lambda *x: model(x[0] if len(x) == 1 else list(x), training=True))
     function = call.get_concrete_function(*inputs)
     if any(op.type == "While" for op in function.graph.get_operations()):
@@ -90,15 +90,15 @@ def on_tensorflow(model: Any, arrays: list[Any]) -> int | None:
     count = len(function.graph.outputs)
     forward, backward = function._delayed_rewrite_functions.forward_backward()
     made = forward.call_flat(*inputs, *function.captured_inputs)[count:]
-    gradients = [one for one in backward.graph.outputs if one.shape not in [given.shape for given in inputs]]
+    gradients = [tensor for tensor in backward.graph.outputs if tensor.shape not in [array.shape for array in arrays]]
     definition = backward.graph.as_graph_def()
     for node in definition.node:
         if node.op in ("Shape", "ShapeN"):  # known before anything runs
             del node.input[:]
-    pruned = tf.compat.v1.graph_util.extract_sub_graph(definition, [one.op.name for one in gradients])
+    pruned = tf.compat.v1.graph_util.extract_sub_graph(definition, [gradient.op.name for gradient in gradients])
     needed = {node.name for node in pruned.node}
     names = {outer.name for outer, inner in backward.graph.captures if inner.op.name in needed}
-    outside = {_pointer(one) for one in [*inputs, *(each.value.read_value() for each in model.variables)]}
+    outside = {_pointer(tensor) for tensor in [*inputs, *(variable.value.read_value() for variable in model.variables)]}
     held = {
         _pointer(tensor): int(np.prod(tensor.shape)) * tensor.dtype.size
         for symbolic, tensor in zip(function.graph.outputs[count:], made, strict=True)

@@ -180,6 +180,9 @@ def most(planned: Plan) -> int:
         ),
         pytest.param(mlp, {"loss": "liger"}, "training.loss: liger is planned for torch models", id="fused loss"),
         pytest.param(mlp, {"optimizer": "adamw-8bit"}, "write one of", id="optimizer"),
+        pytest.param(
+            mlp, {"gradient_accumulation": 2, "optimizer": "none"}, "adds up the gradients", id="passes added by none"
+        ),
         pytest.param(mlp, {"trainable": ["nothing*"]}, "no weight's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),
         pytest.param(mlp, {"compile": "none"}, "Keras on JAX compiles", id="without the compiler", marks=on_jax),
@@ -191,6 +194,15 @@ def test_what_has_no_meaning_is_refused(build: Any, written: dict[str, Any], rea
     planned = plan(build, "float32[B, 20]", training={"batch": BATCH, **written})
     assert (planned.peak_bytes, planned.high_bytes) == (None, None)
     assert reason in planned.notes[0]
+
+
+def test_a_model_of_a_fixed_batch_is_planned_for_no_other() -> None:
+    """Its own batch may be written; the recipe would name another one than that of the numbers."""
+    fixed = keras.Sequential([keras.Input(batch_shape=(4, 20)), keras.layers.Dense(1)])
+    refused = plan(fixed, training={"batch": BATCH})
+    assert refused.peak_bytes is None
+    assert "training.batch: the model is built for" in refused.notes[0]
+    assert plan(fixed, training={"batch": 4}).by_role() == plan(fixed, training={}).by_role() != {}
 
 
 @in_graphs
@@ -211,6 +223,15 @@ def test_metrics_are_said_not_to_be_planned(metrics: Any) -> None:
     """Where a model is compiled with some."""
     planned = plan(mlp(compiled=True, metrics=metrics), training={"batch": BATCH})
     assert any("without the metrics" in note for note in planned.notes) == (metrics is not None)
+
+
+@on_tensorflow
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_step_that_runs_eagerly_is_said_to_be_planned_as_a_graph(eager: bool) -> None:
+    """Steps and passes alike."""
+    model = mlp(compiled=True, run_eagerly=eager)
+    for planned in (plan(model, training={"batch": BATCH}), plan(model, inference={"batch": BATCH})):
+        assert any("run_eagerly" in note for note in planned.notes) == eager
 
 
 @on_jax

@@ -145,7 +145,7 @@ def test_a_call_is_converted_as_tf_function_converts_it() -> None:
 
     variable, spec = tf.Variable(tf.ones([4])), tf.TensorSpec([2, 4])
     expected = tf.function(step).get_concrete_function(spec).graph
-    assert operators(graphs.trace_graph(step, ((spec,), {}), convert=True)) == operators(expected)
+    assert operators(graphs.trace_graph(graphs.converted(step), ((spec,), {}))) == operators(expected)
 
 
 def test_named_dimensions_and_plain_arguments() -> None:

@@ -106,6 +106,13 @@ def legacy(*, loss: str | None = None, **options: Any) -> Any:
     return model
 
 
+def frozen() -> Any:
+    """The same, of which only the last layer is trained."""
+    model = legacy()
+    model.layers[0].trainable = False
+    return model
+
+
 class OwnStep(tf_keras.Model):  # type: ignore[misc]
     """A model that trains in its own way."""
 
@@ -145,6 +152,7 @@ def test_a_pass_is_counted_by_hand(build: Any) -> None:
         pytest.param(legacy, {"optimizer": "adamw"}, 2 * PARAMS, 0, id="tf_keras"),
         pytest.param(legacy, {"optimizer": "adagrad", "loss": tf.reduce_sum}, PARAMS, 0, id="tf_keras, a loss"),
         pytest.param(lambda: legacy(loss="mse"), {}, 2 * PARAMS, 1, id="tf_keras, compiled"),
+        pytest.param(frozen, {"optimizer": "adamw"}, 2 * 33, 0, id="tf_keras, frozen in part"),
         pytest.param(Perceptron, {"optimizer": "sgd"}, 0, 0, id="module", marks=on_tensorflow),
         pytest.param(Function, {"loss": "cross_entropy"}, 2 * PARAMS, 1, id="tf.function", marks=on_tensorflow),
         pytest.param(WithLayers, {"loss": "cross_entropy"}, 2 * PARAMS, 1, id="with layers", marks=on_tensorflow),
@@ -188,6 +196,10 @@ def test_a_layer_says_where_the_peak_is() -> None:
         pytest.param(
             lambda: legacy(loss="mse"), {"gradient_accumulation": 2}, "update in each step", id="accumulated passes"
         ),
+        pytest.param(legacy, {"gradient_accumulation": 2}, "update in each step", id="accumulated by a named one"),
+        pytest.param(
+            Perceptron, {"gradient_accumulation": 2, "optimizer": "none"}, "adds up the gradients", id="by none"
+        ),
         pytest.param(legacy, {"trainable": ["nothing*"]}, "no variable's path matches", id="glob"),
         pytest.param(OwnStep, {}, "train_step of its own", id="own step"),
         pytest.param(lambda: legacy(loss="mse", jit_compile=True), {}, "compile: xla", id="tf_keras with XLA"),
@@ -195,6 +207,7 @@ def test_a_layer_says_where_the_peak_is() -> None:
         pytest.param(Perceptron, {"sharding": {"fsdp": 8}}, "training.sharding", id="sharding"),
         pytest.param(Perceptron, {"loss": "liger"}, "liger is planned for torch models", id="fused loss"),
         pytest.param(Perceptron, {"optimizer": "adamw-8bit"}, "has no adamw-8bit", id="of torch", marks=on_tensorflow),
+        pytest.param(Perceptron, {"optimizer": "muon"}, "for variables of Keras", id="muon", marks=on_tensorflow),
         pytest.param(Perceptron, {"optimizer": dict}, "without apply_gradients and apply", id="no optimizer at all"),
         pytest.param(Lost, {"optimizer": "none"}, "which no object of the model holds", id="a variable that is lost"),
     ],
@@ -204,6 +217,15 @@ def test_what_is_not_planned_says_why(build: Any, recipe: dict[str, Any], reason
     whole = planned(build, training={"batch": BATCH, **recipe})
     assert whole.peak_bytes is None
     assert reason in " ".join(whole.notes)
+
+
+def test_a_model_of_a_fixed_batch_is_planned_for_no_other() -> None:
+    """Four samples of 20 numbers, which is the batch that the recipe may name, or leave out."""
+    fixed = tf_keras.Sequential([tf_keras.Input(batch_shape=(4, 20)), tf_keras.layers.Dense(1)])
+    refused = plan(fixed, inference={"batch": BATCH})
+    assert refused.peak_bytes is None
+    assert "inference.batch: the model is built for" in refused.notes[0]
+    assert plan(fixed, inference={"batch": 4}).by_role()["input"] == 4 * 4 * 20
 
 
 def test_a_live_model_stays_as_it_is() -> None:
@@ -217,6 +239,13 @@ def test_a_live_model_stays_as_it_is() -> None:
     assert len(model.losses) == count
     assert not model.compiled_loss.built
     assert len(model.optimizer.variables) == 1  # its count of steps
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_step_that_runs_eagerly_is_said_to_be_planned_as_a_graph(eager: bool) -> None:
+    """Of tf_keras."""
+    whole = planned(legacy(loss="mse", run_eagerly=eager), inference={"batch": BATCH})
+    assert any("run_eagerly" in note for note in whole.notes) == eager
 
 
 @pytest.mark.slow

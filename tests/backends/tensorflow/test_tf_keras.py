@@ -285,7 +285,7 @@ def test_a_saved_model_folder_has_no_slots_and_metrics(tmp_path: Path) -> None:
 
 def test_tf_keras_keeps_these_names() -> None:
     """What is used of it and is not public is still there."""
-    from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend
+    from pytest_modelbudget.backends.tensorflow.private import tf_keras_backend, tf_keras_losses_container
 
     for name in ("PER_GRAPH_OBJECT_NAME_UIDS", "OBSERVED_NAMES", "reset_uids"):
         assert hasattr(tf_keras_backend(), name), f"{name} of tf_keras {tf_keras.__version__}"
@@ -295,3 +295,9 @@ def test_tf_keras_keeps_these_names() -> None:
     for name in ("_network_nodes", "_nested_inputs"):
         assert hasattr(layer, name), f"{name} of tf_keras {tf_keras.__version__}"
     assert hasattr(layer.layers[0], "_inbound_nodes")
+    layer.compile("adam", "mse", metrics=["mae"])
+    for name in ("_user_losses", "_user_loss_weights"):
+        assert hasattr(layer.compiled_loss, name), f"{name} of tf_keras {tf_keras.__version__}"
+    assert isinstance(layer.compiled_loss, tf_keras_losses_container())
+    assert hasattr(layer.compiled_metrics, "_user_metrics")
+    assert hasattr(layer, "_clear_losses")

@@ -83,17 +83,19 @@ def _operator(call: KernelCall, tensors: Sequence[Any]) -> Any:
     definition = op_def_registry.get(call.kind)
     inputs = dict(zip((argument.name for argument in definition.input_arg), tensors, strict=True))
     attributes = {**_defaults(definition), **call.attributes}
-    made = op_def_library.apply_op(call.kind, name="called", **inputs, **attributes)
-    while isinstance(made, (list, tuple)):
-        made = made[0]
-    return made if isinstance(made, tf.Operation) else made.op
+    outputs = op_def_library.apply_op(call.kind, name="called", **inputs, **attributes)
+    while isinstance(outputs, (list, tuple)):
+        outputs = outputs[0]
+    return outputs if isinstance(outputs, tf.Operation) else outputs.op
 
 
 def _defaults(definition: Any) -> dict[str, Any]:
     """What attributes are that no input says."""
-    said = {name for item in definition.input_arg for name in (item.type_attr, item.type_list_attr, item.number_attr)}
-    left = [item for item in definition.attr if item.HasField("default_value") and item.name not in said]
-    return {item.name: _plain(item.default_value) for item in left}
+    names_from_inputs = {
+        name for item in definition.input_arg for name in (item.type_attr, item.type_list_attr, item.number_attr)
+    }
+    unset = [item for item in definition.attr if item.HasField("default_value") and item.name not in names_from_inputs]
+    return {item.name: _plain(item.default_value) for item in unset}
 
 
 def _plain(value: Any) -> Any:
@@ -118,8 +120,8 @@ def _executed(graph: Any, feeds: Mapping[Any, Array], targets: Sequence[Any]) ->
 
 def _run(operator: Any, fresh: Any, position: int, nodes: Mapping[str, Any]) -> KernelRun:
     record = nodes[operator.name]
-    given = _address(nodes[fresh.op.name].output[0]) if fresh is not None else -1
-    shared = tuple(output.slot for output in record.output if _address(output) == given)
+    fresh_address = _address(nodes[fresh.op.name].output[0]) if fresh is not None else -1
+    shared = tuple(output.slot for output in record.output if _address(output) == fresh_address)
     peak = sum(used.peak_bytes for used in record.memory)
     made = sum(used.live_bytes for used in record.memory)
     return KernelRun(operator, position, shared, made, peak - made)

@@ -24,9 +24,9 @@ NOT_CALLED = {
 def test_every_kernel_does_what_its_rule_says() -> None:
     """What it makes and what it takes besides, whichever of its inputs may be written over, without oneDNN."""
     command = [sys.executable, "-m", "tests.backends.tf_memory.kernels_for_real"]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    assert found["wrong"] == []
-    assert found["runs"] > len(CALLS)
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert report["wrong"] == []
+    assert report["runs"] > len(CALLS)
 
 
 def test_every_kernel_of_the_tables_is_called() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +135,20 @@ def test_volumes_that_the_cache_sizes_are_named() -> None:
     planned = plan_of_graph(memory(gradient, floats(256)), Inference(), xla=False)
     assert planned.peak_bytes is None
     assert "Conv3DBackpropFilterV2 unfold" in planned.notes[0]
+
+
+def test_graphs_that_are_fused_for_onednn_are_told() -> None:
+    """As a note on a peak, and where a fused kernel has no rule, as what to do about it; plain kernels are not to blame."""
+    cure = "TF_ENABLE_ONEDNN_OPTS=0"
+    known = replace(memory(lambda x: tf.sin(x), floats(256)), for_onednn=False)
+    for fused in (False, True):
+        plain = plan_of_graph(replace(known, for_onednn=fused), Inference(), xla=False)
+        assert plain.peak_bytes == 2 * ROW
+        assert any(cure in note for note in plain.notes) == fused
+        for kind in ("_FusedBatchNormEx", "Unique"):
+            unknown = replace(known, for_onednn=fused, without_rule={kind: ROW})
+            reason = plan_of_graph(unknown, Inference(), xla=False).notes[0]
+            assert (cure in reason) == (fused and kind == "_FusedBatchNormEx")
 
 
 def test_what_is_not_known_is_named() -> None:

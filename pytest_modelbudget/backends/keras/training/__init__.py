@@ -49,6 +49,7 @@ def plans(
     for recipe in recipes:
         refuse_unplanned(recipe)
         refuse_own_step(model, recipe)
+        arguments.refuse_other_batch(recipe)
         if backend == "torch":
             refuse_half_on_cpu(model, recipe)
     planned = []

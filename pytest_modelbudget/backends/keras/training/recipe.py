@@ -6,7 +6,7 @@ the gradients of the trainable weights, and Keras' own optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -56,6 +56,9 @@ _CURES = {
 }
 COMPILED_NOTE = "the optimizer is the one that the model is compiled with"
 METRICS_NOTE = "without the metrics that the model is compiled with: what they take comes on top"
+EAGER_NOTE = (
+    "the model is compiled with run_eagerly=True: planned is its step as a graph, and eagerly its peak is another"
+)
 
 _POLICIES = {"bf16-mixed": "mixed_bfloat16", "fp16-mixed": "mixed_float16"}
 """Precisions as policies of Keras that change no weight."""
@@ -117,17 +120,20 @@ def refuse_half_on_cpu(model: Any, recipe: Recipe) -> None:
         )
 
 
-def refuse_own_step(model: Any, recipe: Recipe) -> None:
-    """Refuse a model whose class has a step of its own, which is not the one that would be planned.
+def refuse_own_step(model: Any, recipe: Recipe, base: type = keras.Model) -> None:
+    """Refuse a model whose class has a step of its own, in place of that of `base`, which would be planned.
+
+    `base` is the class of models of either generation of Keras.
 
     Raises:
         ModelBudgetError: with the name of the method.
     """
     method = "train_step" if isinstance(recipe, Training) else "predict_step"
     own = getattr(type(model), method, None)
-    if own is not getattr(keras.Model, method) and isinstance(model, keras.Model):
+    if isinstance(model, base) and own is not getattr(base, method):
+        library = base.__module__.partition(".")[0]
         raise ModelBudgetError(
-            f"{type(model).__name__} has a {method} of its own, which is not planned: only the step of keras.Model is"
+            f"{type(model).__name__} has a {method} of its own, which is not planned: only that of {library}.Model is"
         )
 
 
@@ -182,16 +188,26 @@ def optimizer_of(recipe: Training, compiled: MakeOptimizer | None) -> Any:
     name = recipe.optimizer
     if name == "none":
         return None
+    make, options = (compiled, {}) if compiled else (_optimizer_class(name), recipe.optimizer_options)
+    optimizer = optimizer_with(make, options, recipe)
+    scaler = keras.optimizers.LossScaleOptimizer
+    return scaler(optimizer) if recipe.precision == "fp16-mixed" and not isinstance(optimizer, scaler) else optimizer
+
+
+def optimizer_with(make: MakeOptimizer, options: Mapping[str, Any], recipe: Training) -> Any:
+    """An optimizer that adds up the gradients of as many passes as `recipe` says.
+
+    Raises:
+        ModelBudgetError: it does not take the options.
+    """
     steps = {"gradient_accumulation_steps": recipe.gradient_accumulation} if recipe.gradient_accumulation > 1 else {}
     try:
-        make = _optimizer_class(name) if compiled is None else compiled
-        optimizer = make(**({} if compiled else recipe.optimizer_options), **steps)
+        return make(**options, **steps)
     except ModelBudgetError:
         raise
     except Exception as error:  # whatever the optimizer says to its options
-        raise ModelBudgetError(f"training.optimizer: {name} cannot be made: {type(error).__name__}: {error}") from error
-    scaler = keras.optimizers.LossScaleOptimizer
-    return scaler(optimizer) if recipe.precision == "fp16-mixed" and not isinstance(optimizer, scaler) else optimizer
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelBudgetError(f"training.optimizer: {recipe.optimizer} cannot be made: {reason}") from error
 
 
 def _optimizer_class(name: Any) -> Callable[..., Any]:
@@ -285,12 +301,15 @@ def training_arguments(model: Any, training: bool) -> dict[str, bool]:
     return {"training": training} if private.takes_training(model) else {}
 
 
-def notes_of(model: Any, recipe: Recipe) -> tuple[str, ...]:
+def notes_of(model: Any, recipe: Recipe) -> Iterator[str]:
     """What a plan says of the step that it assumed."""
-    if not isinstance(recipe, Training):
-        return ()
-    own_optimizer = (COMPILED_NOTE,) if uses_compiled_optimizer(model, recipe) else ()
-    return (*own_optimizer, METRICS_NOTE) if private.has_metrics(model) else own_optimizer
+    if keras.backend.backend() == "tensorflow" and getattr(model, "run_eagerly", False):  # on torch all steps are eager
+        yield EAGER_NOTE
+    if isinstance(recipe, Training):
+        if uses_compiled_optimizer(model, recipe):
+            yield COMPILED_NOTE
+        if private.has_metrics(model):
+            yield METRICS_NOTE
 
 
 def _is_compiled(model: Any) -> bool:

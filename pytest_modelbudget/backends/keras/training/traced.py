@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 
@@ -13,6 +13,12 @@ from pytest_modelbudget.backends.keras.ports import CallArguments
 from pytest_modelbudget.backends.keras.training.recipe import MakeOptimizer, training_arguments
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe
+
+
+class Traced(Protocol):
+    """What is being traced, part after part: `doing` says which one."""
+
+    doing: str
 
 
 @dataclass(slots=True)
@@ -53,7 +59,7 @@ class TracedStep:
 
 
 @contextmanager
-def tracing_explained(name: str, step: TracedStep) -> Iterator[None]:
+def tracing_explained(name: str, step: Traced) -> Iterator[None]:
     """Inside, whatever the code of the model `name` raises becomes an error that says which part of `step` was traced.
 
     Raises:

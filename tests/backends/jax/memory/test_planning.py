@@ -266,6 +266,7 @@ def test_what_is_inside_a_fusion_of_a_library_is_added_up(kind: str, operation: 
         pytest.param({"zero_grad": "after"}, "values of the step", id="zero-grad"),
         pytest.param({"kernels": "cpu"}, "compile: xla", id="kernels"),
         pytest.param({"optimizer": "ftrl"}, "optax has no ftrl: write one of adadelta", id="optimizer"),
+        pytest.param({"optimizer": "none", "gradient_accumulation": 2}, "adds up the gradients", id="passes-alone"),
         pytest.param({"optimizer": os.getcwd}, "not a GradientTransformation", id="no-transformation"),
         pytest.param({"optimizer_options": {"beta": 1}}, "adamw cannot be made", id="options"),
         pytest.param({"trainable": ["head.*"]}, "one is 'down.bias'", id="trainable"),
