@@ -155,7 +155,7 @@ class StageStep(StepRecording):
         def enter(phase: Phase, module: StageModule) -> Iterator[None]:
             self.running, recorder.phase, self.doing = module, phase, f"{phase} pass of a stage"
             kernels.keeps_casts = loop.caches_casts and phase != "backward"
-            kernels.guessing = phase == "loss"
+            kernels.guessing = phase != "forward"  # from a loss on, the optimizer included, as without stages
             enabled = torch.is_autocast_enabled("cpu")
             torch.set_autocast_enabled("cpu", enabled and phase != "backward")
             try:
