@@ -99,6 +99,14 @@ def test_optimizers_of_whole_matrices_are_not_dealt_out() -> None:
         sharded(mlp, "float32[2, 8]", {"zero1": 2}, optimizer="adam-mini")
 
 
+def test_optimizers_that_torch_does_not_run_on_sharded_parameters() -> None:
+    """torch's Adafactor fails on them in a real step as well; on whole ones it runs."""
+    with pytest.raises(ModelBudgetError, match="adafactor does not run on sharded parameters") as caught:
+        sharded(mlp, "float32[2, 8]", {"fsdp": 2}, optimizer="adafactor")
+    assert "write another, as adamw, or shard by zero1 or fsdp1" in str(caught.value)
+    assert sharded(mlp, "float32[2, 8]", {"zero1": 2}, optimizer="adafactor").ranks == 2
+
+
 def test_a_group_of_the_users_own_is_left_alone() -> None:
     """A process that is in a process group is told to plan elsewhere, and stays in it."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
