@@ -87,10 +87,7 @@ class StageStep(StepRecording):
                 outputs.returned(_stepped(schedule, given, ends))
             if recipe.outputs != "kept":
                 outputs.drop()
-            if optimizer is not None:
-                self.update(optimizer.step, recorder)
-                for tensor in tensors(list(optimizer.state.values())):
-                    recorder.set_role(tensor, "optimizer")
+            self.optimize(optimizer, recorder)
             if recipe.zero_grad == "after":
                 drop_gradients(params)
         self.notes += notes_of(optimizer)
