@@ -210,7 +210,7 @@ class StageRecorder(Recorder):
     def _repeated_work(self) -> Iterator[Work]:
         """Each pass that is repeated is one of its own, which reads and leaves what the original did."""
         number = 0
-        for items in self._repeated:
+        for repeated in self._repeated:
             number -= 1
-            for item in items:
-                yield replace(item, pass_number=number)
+            for work in repeated:
+                yield replace(work, pass_number=number)
