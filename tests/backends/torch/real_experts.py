@@ -1,4 +1,4 @@
-"""Real training with experts on several processes: run as a module, as `real_ranks` as a script.
+"""Real training with experts on several processes: run as a module, as `real_ranks`.
 
 `python -m tests.backends.torch.real_experts RANKS CASE...` prints, as JSON by case, what rank 0 measured. Rows go to the
 ranks of their experts by their values; the router chooses experts in turn, so that each gets as many.

@@ -1,6 +1,6 @@
-"""Real training on several processes of this machine, with every storage of rank 0 followed: run as a script.
+"""Real training on several processes of this machine, with every storage of rank 0 followed: run as a module.
 
-`python real_ranks.py RANKS CASE...` prints, as JSON by case, the highest number of bytes alive in a step after the
+`python -m tests.backends.torch.real_ranks RANKS CASE...` prints, as JSON by case, the highest number of bytes alive in a step after the
 first one and those alive after it. It knows nothing of the package under test.
 
 Threads of gloo may hold what was sent for a moment longer than the program does. So what waits for them gives them time

@@ -1,4 +1,4 @@
-"""Real training under torch's context parallelism on several processes: run as a module, as `real_ranks` as a script.
+"""Real training under torch's context parallelism on several processes: run as a module, as `real_ranks`.
 
 `python -m tests.backends.torch.real_ring RANKS CASE...` prints, as JSON by case, what each rank measured.
 
