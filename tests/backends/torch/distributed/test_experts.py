@@ -16,6 +16,7 @@ from tests.backends.torch import real_experts
 from tests.backends.torch.rank_steps import BATCH, FLOAT, lasting, mlp, on_real_ranks, sharded
 from tests.backends.torch.real_experts import CHOSEN, EXPERTS, INNER, TOKENS, Experts, Mixture, experts_over
 from tests.backends.torch.real_ranks import VOCABULARY, WIDTH
+from tests.versions import since
 
 IDS = f"int64[{BATCH}, {TOKENS}]"
 LAYERS = 2
@@ -117,6 +118,7 @@ def test_models_whose_experts_cannot_be_dealt_out() -> None:
         experts({"fsdp": 3, "ep": 3})
 
 
+@since("torch", "2.14", "earlier releases were not looked at")
 def test_selective_checkpointing_of_experts() -> None:
     """torch fails in a real step as well: FSDP's hooks of the experts are other operators where a block runs again."""
     with pytest.raises(ModelBudgetError, match="write checkpointing: blocks, or leave ep out"):
