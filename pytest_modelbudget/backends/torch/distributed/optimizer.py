@@ -89,10 +89,11 @@ class _ShardedOptimizer:
         except RuntimeError as error:  # DTensor does not know what the optimizer asks of it
             if needs_values(error):
                 raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ModelBudgetError(
-                f"training.optimizer: {self._recipe.optimizer} does not run on sharded parameters with torch "
-                f"{torch.__version__}: {str(error).strip().splitlines()[0]}\n  write another, as adamw, or shard by "
-                "zero1 or fsdp1, whose optimizers get plain tensors"
+                f"training.optimizer: {self._recipe.optimizer} does not run on sharded parameters: write another, as "
+                f"adamw, or shard by zero1 or fsdp1, whose optimizers get plain tensors (torch {torch.__version__}: "
+                f"{reason})"
             ) from None
 
 
