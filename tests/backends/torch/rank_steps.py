@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -35,6 +41,16 @@ def sharded(build: Callable[[], nn.Module], inputs: Any, sharding: Any, **recipe
         model = build()
     recipe = {"loss": "none", **recipe}
     return record_sharded(RunnableModel("model", model, parse(inputs)), {}, Training(sharding=sharding, **recipe))
+
+
+def on_real_ranks(module: ModuleType, ranks: int, cases: Sequence[str]) -> Any:
+    """What `module` (`real_ranks`, `real_ring`, ...) measures on so many processes of this machine, by case."""
+    run = subprocess.run(
+        [sys.executable, "-m", module.__name__, str(ranks), *cases], capture_output=True, text=True, timeout=600,
+        check=False, cwd=Path(__file__).parents[3], env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout.strip().splitlines()[-1])
 
 
 def lasting(memory_trace: MemoryTrace) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Real training with experts on several processes: run as a module, as `real_ranks` as a script.
+"""Real training with experts on several processes: run as a module, as `real_ranks`.
 
 `python -m tests.backends.torch.real_experts RANKS CASE...` prints, as JSON by case, what rank 0 measured. Rows go to the
 ranks of their experts by their values; the router chooses experts in turn, so that each gets as many.
@@ -7,12 +7,8 @@ ranks of their experts by their values; the router chooses experts in turn, so t
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,27 +140,16 @@ CASES = {
 }
 
 
-def _rank(rank: int, ranks: int, port: int, cases: list[str], folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
     Routed.choose = lambda self, scores: in_turn(scores)
     real_ranks.CASES.update(CASES)
     real_ranks.INPUTS.update(dict.fromkeys(CASES, lambda: torch.zeros(2, TOKENS, dtype=torch.int64)))
-    measured = {case: real_ranks.measure(case, ranks) for case in cases}
-    if rank == 0:
-        Path(folder, "measured.json").write_text(json.dumps(measured))
-    torch.distributed.destroy_process_group()
+    return {case: real_ranks.measure(case, ranks) for case in cases}
 
 
 def main() -> None:
-    ranks, cases = int(sys.argv[1]), sys.argv[2:]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, port, cases, folder), nprocs=ranks)
-        print(Path(folder, "measured.json").read_text())
+    first_rank, *_ = real_ranks.on_ranks(_measured, int(sys.argv[1]), sys.argv[2:])
+    print(json.dumps(first_rank))
 
 
 if __name__ == "__main__":

@@ -7,21 +7,14 @@ torchtitan does it.
 
 from __future__ import annotations
 
-import gc
 import json
-import os
 import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import _disable_current_modes
 
-from tests.backends.torch.real_ranks import BREATH, TOKENS, VOCABULARY, WIDTH, Block, Follow, free_port
+from tests.backends.torch.real_ranks import TOKENS, VOCABULARY, WIDTH, Block, Follow, on_ranks, unhurried
 
 LAYERS, BATCH, STEPS = 6, 8, 4
 CASES: dict[str, tuple[str, int, bool]] = {
@@ -83,56 +76,38 @@ def measure(case: str, rank: int, ranks: int) -> int:
     stages = 2 * ranks if several else ranks
     own = [rank, stages - 1 - rank] if name == "ZBVZeroBubble" else list(range(rank, stages, ranks))
     parts = [part(stage, stages) for stage in own]
-    made = [PipelineStage(module, stage, stages, torch.device("cpu")) for module, stage in zip(parts, own, strict=True)]
-    schedule = kind(made if several else made[0], microbatches, loss)
+    pairs = zip(parts, own, strict=True)
+    own_stages = [PipelineStage(module, stage, stages, torch.device("cpu")) for module, stage in pairs]
+    schedule = kind(own_stages if several else own_stages[0], microbatches, loss)
     params = [parameter for module in parts for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(params, foreach=True)
-    follow, wait = Follow(), torch.distributed.Work.wait
-
-    def waited(work: Any, *args: Any) -> Any:
-        with _disable_current_modes():  # what gloo makes for itself is not the program's
-            out = wait(work, *args)
-        time.sleep(BREATH)
-        return out
-
-    torch.distributed.Work.wait = waited
-    gc.collect()
-    gc.disable()
+    follow = Follow()
     follow.see(params)
-    given, ends = [], {}
+    inputs, ends = [], {}
     if 0 in own:
-        given = [torch.zeros(BATCH, TOKENS, dtype=torch.int64)]
+        inputs = [torch.zeros(BATCH, TOKENS, dtype=torch.int64)]
     if stages - 1 in own:
         ends = {"target": torch.zeros(BATCH * TOKENS, dtype=torch.int64), "losses": []}
-    follow.see((given, ends))
+    follow.see((inputs, ends))
     out, peaks = None, []
-    with follow:
+    with unhurried(), follow:
         for _ in range(STEPS):
             torch.distributed.barrier()
             follow.peak = follow.alive
             optimizer.zero_grad()
-            out = schedule.step(*given, **ends, return_outputs=returned)  # noqa: F841
+            out = schedule.step(*inputs, **ends, return_outputs=returned)  # noqa: F841
             optimizer.step()
             peaks.append(follow.peak)
-    torch.distributed.Work.wait = wait
-    gc.enable()
     return min(peaks[1:])
 
 
-def _rank(rank: int, ranks: int, port: int, cases: list[str], folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
-    peaks = {case: measure(case, rank, ranks) for case in cases}
-    Path(folder, str(rank)).write_text(json.dumps(peaks))
-    torch.distributed.destroy_process_group()
+def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, int]:
+    return {case: measure(case, rank, ranks) for case in cases}
 
 
 def main() -> None:
     ranks, cases = int(sys.argv[1]), sys.argv[2:]
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, free_port(), cases, folder), nprocs=ranks)
-        by_rank = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(ranks)]
+    by_rank = on_ranks(_measured, ranks, cases)
     print(json.dumps({case: [peaks[case] for peaks in by_rank] for case in cases}))
 
 

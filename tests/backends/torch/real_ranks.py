@@ -1,6 +1,6 @@
-"""Real training on several processes of this machine, with every storage of rank 0 followed: run as a script.
+"""Real training on several processes of this machine, with every storage of rank 0 followed: run as a module.
 
-`python real_ranks.py RANKS CASE...` prints, as JSON by case, the highest number of bytes alive in a step after the
+`python -m tests.backends.torch.real_ranks RANKS CASE...` prints, as JSON by case, the highest number of bytes alive in a step after the
 first one and those alive after it. It knows nothing of the package under test.
 
 Threads of gloo may hold what was sent for a moment longer than the program does. So what waits for them gives them time
@@ -17,9 +17,10 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -274,6 +275,25 @@ class Follow(TorchDispatchMode):
         del self._watched[key]
 
 
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Inside, what waits for an exchange gives gloo time to let go of it, and nothing is collected in between."""
+    wait = torch.distributed.Work.wait
+
+    def waited(work: Any, *args: Any) -> Any:
+        with _disable_current_modes():  # what gloo makes for itself is not the program's
+            out = wait(work, *args)
+        time.sleep(BREATH)
+        return out
+
+    torch.distributed.Work.wait = waited
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    torch.distributed.Work.wait = wait
+
+
 def measure(case: str, ranks: int) -> dict[str, int]:
     """Steps of AdamW on this rank; the first one, which makes its states, does not count."""
     build, shard = CASES[case]
@@ -290,22 +310,11 @@ def measure(case: str, ranks: int) -> dict[str, int]:
         return out
 
     torch.UntypedStorage.resize_ = resize
-    wait = torch.distributed.Work.wait
-
-    def waited(work: Any, *args: Any) -> Any:
-        with _disable_current_modes():  # what gloo makes for itself is not the program's
-            out = wait(work, *args)
-        time.sleep(BREATH)
-        return out
-
-    torch.distributed.Work.wait = waited
-    gc.collect()
-    gc.disable()
     follow.see((list(model.parameters()), list(model.buffers()), batch))
     params = list(model.parameters()) if not _meshes(model) else _groups(model)
     optimizer = OPTIMIZERS.get(case, _adamw)(params)
     peaks, after = [], []
-    with follow:
+    with unhurried(), follow:
         for _ in range(STEPS):
             follow.peak = follow.alive
             optimizer.zero_grad()
@@ -316,8 +325,6 @@ def measure(case: str, ranks: int) -> dict[str, int]:
             optimizer.step()
             peaks.append(follow.peak)
             after.append(_at_rest(follow))
-    gc.enable()
-    torch.distributed.Work.wait = wait
     del torch.UntypedStorage.resize_
     return {"peak": min(peaks[1:]), "after": min(after[1:])}
 
@@ -334,44 +341,45 @@ def _at_rest(follow: Follow) -> int:
 
 
 def _meshes(model: nn.Module) -> bool:
-    return len({getattr(one, "device_mesh", None) for one in model.parameters()}) > 1
+    return len({getattr(parameter, "device_mesh", None) for parameter in model.parameters()}) > 1
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    found: dict[Any, list[Any]] = {}
-    for one in model.parameters():
-        found.setdefault(getattr(one, "device_mesh", None), []).append(one)
-    return [{"params": group} for group in found.values()]
+    by_mesh: dict[Any, list[Any]] = {}
+    for parameter in model.parameters():
+        by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return [{"params": group} for group in by_mesh.values()]
 
 
-def _rank(rank: int, ranks: int, port: int, cases: list[str], file: str) -> None:
+def on_ranks(measure_cases: Callable[[int, int, list[str]], Any], ranks: int, cases: list[str]) -> list[Any]:
+    """What `measure_cases` gives on each rank of so many processes, as JSON keeps it."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_on_rank, (measure_cases, ranks, _free_port(), cases, folder), nprocs=ranks)
+        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(ranks)]
+
+
+def _on_rank(rank: int, measure_cases: Any, ranks: int, port: int, cases: list[str], folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
-    found = {}
-    for case in cases:
-        found[case] = measure(case, ranks)
-    if rank == 0:
-        with open(file, "w") as out:
-            json.dump(found, out)
+    Path(folder, str(rank)).write_text(json.dumps(measure_cases(rank, ranks, cases)))
     torch.distributed.destroy_process_group()
 
 
-def free_port() -> int:
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
 
 
+def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
+    return {case: measure(case, ranks) for case in cases}
+
+
 def main() -> None:
-    ranks, cases = int(sys.argv[1]), sys.argv[2:]
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "found.json")
-        torch.multiprocessing.spawn(_rank, (ranks, port, cases, file), nprocs=ranks)
-        with open(file) as found:
-            print(found.read())
+    first_rank, *_ = on_ranks(_measured, int(sys.argv[1]), sys.argv[2:])
+    print(json.dumps(first_rank))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real training under torch's context parallelism on several processes: run as a module, as `real_ranks` as a script.
+"""Real training under torch's context parallelism on several processes: run as a module, as `real_ranks`.
 
 `python -m tests.backends.torch.real_ring RANKS CASE...` prints, as JSON by case, what each rank measured.
 
@@ -10,14 +10,10 @@ exchange of keys and values by gloo included.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -176,27 +172,18 @@ def _measure(case: str, ranks: int) -> dict[str, int]:
         return real_ranks.measure(case, ranks)
 
 
-def _rank(rank: int, ranks: int, port: int, cases: list[str], folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
     functional.scaled_dot_product_attention = attention
     library = _kernels_on_cpu()
-    measured = {case: _measure(case, ranks) for case in cases}
-    Path(folder, f"{rank}.json").write_text(json.dumps(measured))
-    torch.distributed.destroy_process_group()
+    peaks = {case: _measure(case, ranks) for case in cases}
     library._destroy()
+    return peaks
 
 
 def main() -> None:
-    ranks, cases = int(sys.argv[1]), sys.argv[2:]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (ranks, port, cases, folder), nprocs=ranks)
-        of_ranks = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
-    print(json.dumps({case: [measured[case] for measured in of_ranks] for case in cases}))
+    cases = sys.argv[2:]
+    by_rank = real_ranks.on_ranks(_measured, int(sys.argv[1]), cases)
+    print(json.dumps({case: [peaks[case] for peaks in by_rank] for case in cases}))
 
 
 if __name__ == "__main__":

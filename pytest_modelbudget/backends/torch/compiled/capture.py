@@ -42,7 +42,7 @@ class CompiledModel:
         self._reorders = False
         self._names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
         self._compiled: Captured | None = None
-        self._given_back = 0
+        self._output_count = 0
         self._donated: Collection[str] = ()
         self._capturing = False
 
@@ -50,21 +50,21 @@ class CompiledModel:
         leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         weights = [*self._model.parameters(), *self._model.buffers()]
-        given = [leaves[index] for index in places]
+        inputs = [leaves[index] for index in places]
 
-        def call(weights: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> Any:
+        def call(weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
             values = list(leaves)
-            for index, tensor in zip(places, given, strict=True):
+            for index, tensor in zip(places, inputs, strict=True):
                 values[index] = tensor
             args, kwargs = torch.utils._pytree.tree_unflatten(values, spec)
             return torch.func.functional_call(self._model, dict(zip(self._names, weights, strict=True)), args, kwargs)
 
         if self._compiled is None:
-            self._compiled = _without_breaks(lambda: self._captured(call, weights, given))
-        return self._compiled(weights, given)
+            self._compiled = _without_breaks(lambda: self._captured(call, weights, inputs))
+        return self._compiled(weights, inputs)
 
     def _captured(
-        self, call: Callable[..., Any], weights: Sequence[torch.Tensor], given: Sequence[torch.Tensor]
+        self, call: Callable[..., Any], weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> Captured:
         import torch._inductor.lowering
         from torch._functorch.aot_autograd import aot_function  # a second and more of imports
@@ -89,7 +89,7 @@ class CompiledModel:
             stack.enter_context(_paths_noted(self._model))
             stack.enter_context(mode)
             self._capturing = True
-            compiled([_fake(tensor, mode) for tensor in weights], [_fake(tensor, mode) for tensor in given])
+            compiled([_fake(tensor, mode) for tensor in weights], [_fake(tensor, mode) for tensor in inputs])
             self._capturing = False
         return compiled
 
@@ -97,7 +97,7 @@ class CompiledModel:
         """Inductor's partition; parameters and buffers are there anyway, so that saving them costs nothing."""
         from torch._inductor.compile_fx import partition_fn
 
-        self._given_back = options["num_fwd_outputs"]
+        self._output_count = options["num_fwd_outputs"]
         static = list(range(len(self._names)))
         parts: tuple[GraphModule, GraphModule] = partition_fn(
             *args, **{**options, "static_lifetime_input_indices": static}
@@ -107,16 +107,16 @@ class CompiledModel:
     def _forward(self, module: GraphModule, inputs: Sequence[Any]) -> Run:
         self._reorders = reorders(module.graph, cpu=self._cpu)
         if self._reorders:
-            copy_what_is_given(module.graph, results_of(module.graph), self._given_back)
-        self._donated = donated_names(module.graph, self._given_back)
-        return self._runner(module, (), self._given_back or None)
+            copy_what_is_given(module.graph, results_of(module.graph), self._output_count)
+        self._donated = donated_names(module.graph, self._output_count)
+        return self._runner(module, (), self._output_count or None)
 
     def _backward(self, module: GraphModule, inputs: Sequence[Any]) -> Run:
         return self._runner(module, self._donated)
 
-    def _runner(self, module: GraphModule, donated: Collection[str], given_back: int | None = None) -> Run:
-        """What runs `module`, whose first `given_back` results (None: all) lie as the model's code says."""
-        results = results_of(module.graph)[:given_back]
+    def _runner(self, module: GraphModule, donated: Collection[str], output_count: int | None = None) -> Run:
+        """What runs `module`, whose first `output_count` results (None: all) lie as the model's code says."""
+        results = results_of(module.graph)[:output_count]
         returned = {result.name for result in results if isinstance(result, Node)}
         order = reordered if self._reorders else None
         with no_modes():  # the backward pass is compiled in the run

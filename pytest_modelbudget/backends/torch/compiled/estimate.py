@@ -11,7 +11,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
 
-MIXED = ("bf16-mixed", "fp16-mixed")
+_AUTOCAST = ("bf16-mixed", "fp16-mixed")
 
 RUNS, MEDIAN, WORST = 18, 0.0, 3
 """Real runs on a CPU of `tests/benchmarks/inductor_truth.py`, and the errors of their planned peaks in per cent."""
@@ -36,7 +36,7 @@ def _problems(recipe: Recipe, model: nn.Module) -> Iterator[str]:
     recurrent = next((module for module in all_modules(model) if isinstance(module, nn.RNNBase)), None)
     if recurrent is not None:
         yield f"torch.compile leaves layers as {type(recurrent).__name__} out of its graphs, which is not planned"
-    if recipe.precision in MIXED:
+    if recipe.precision in _AUTOCAST:
         yield "autocast is not planned compiled (a real step took 9 % more): write bf16, or leave compile out"
     if recipe.steps != "none":
         yield "a step of several models is not planned compiled: leave steps or compile out"

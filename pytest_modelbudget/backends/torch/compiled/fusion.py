@@ -31,7 +31,7 @@ from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_orde
 MOST_READS = 4
 MOST_SUMMANDS = 8
 
-Kind = Literal["given", "view", "part", "kernel", "fused", "write"]
+StepKind = Literal["input", "view", "part", "kernel", "fused", "write"]
 """An input, a view of memory that is there, one of several results, a kernel of its own, the end of a fused one, or of
 one that writes into what is there."""
 
@@ -62,29 +62,29 @@ _FUSED = _names(_IN_REGISTERS), _names(_WITH_RESULT)
 
 
 @dataclass(frozen=True, slots=True)
-class Instruction:
+class MemoryStep:
     """What one `node` does to memory: `written_over` goes before it, since it takes that place, `freed` after it."""
 
     node: Node
-    kind: Kind
+    kind: StepKind
     freed: tuple[Node, ...] = ()
     written_over: tuple[Node, ...] = ()
 
 
-def instructions_of(graph: Graph, donated: Collection[str] = ()) -> tuple[Instruction, ...]:
+def memory_steps(graph: Graph, donated: Collection[str] = ()) -> tuple[MemoryStep, ...]:
     """What runs of `graph`, in order; `donated` are names of its inputs that nobody else has."""
-    return tuple(_Fusion(graph, donated).instructions())
+    return tuple(_Fusion(graph, donated).steps())
 
 
-def donated_names(graph: Graph, given_back: int) -> frozenset[str]:
+def donated_names(graph: Graph, output_count: int) -> frozenset[str]:
     """The names of what `graph`, a forward pass, saves, and nobody but its backward pass has.
 
-    The first `given_back` of its results are what the model returns, and what it writes into its inputs.
+    The first `output_count` of its results are what the model returns, and what it writes into its inputs.
     """
     fusion = _Fusion(graph, ())
     results = [result if isinstance(result, Node) else None for result in results_of(graph)]
-    returned = {fusion.root(result) for result in results[:given_back] if result is not None}
-    saved = (result for result in results[given_back:] if result is not None)
+    returned = {fusion.root(result) for result in results[:output_count] if result is not None}
+    saved = (result for result in results[output_count:] if result is not None)
     return frozenset(
         result.name
         for result in saved
@@ -110,51 +110,51 @@ class _Fusion:
         self.donated = donated
         self.kinds = {node: _kind(node) for node in self.nodes}
         self.place = {node: index for index, node in enumerate(self.nodes)}
-        self.in_memory: set[Node] = {node for node in self.nodes if self.kinds[node] == "given"}
+        self.in_memory: set[Node] = {node for node in self.nodes if self.kinds[node] == "input"}
         self._place()
 
-    def instructions(self) -> Iterator[Instruction]:
+    def steps(self) -> Iterator[MemoryStep]:
         """Each kernel, after the views that it is the first to need, with what goes then."""
         kernels = [node for node in self.nodes if self.kinds[node] in _RUNNING and self._runs(node)]
         parts = {node: self._reads(node) for node in kernels}
-        kept = {part for output in self.outputs for part in self._way(output)}
-        order = self._order(kernels, parts, kept)
+        returned = {part for output in self.outputs for part in self._way(output)}
+        order = self._order(kernels, parts, returned)
         last_use = {part: node for node in order for part in parts[node]}
         there: set[Node] = set()
         for node in order:
             yield from self._views(parts[node], there)
             read = [part for part in parts[node] if last_use[part] is node]
             unread = [part for part in parts_of(node) if part not in last_use]
-            freed = [part for part in (*read, *unread) if part not in kept]
+            freed = [part for part in (*read, *unread) if part not in returned]
             base = self._written_into(node, freed) if self.kinds[node] == "fused" else None
             over = tuple(part for part in freed if self.root(part) is base)
-            yield Instruction(node, self.kinds[node], tuple(part for part in freed if part not in over), over)
+            yield MemoryStep(node, self.kinds[node], tuple(part for part in freed if part not in over), over)
         yield from self._views([part for output in self.outputs for part in self._way(output)], there)
 
     def _order(
-        self, kernels: Sequence[Node], parts: Mapping[Node, Sequence[Node]], kept: Collection[Node]
+        self, kernels: Sequence[Node], parts: Mapping[Node, Sequence[Node]], returned: Collection[Node]
     ) -> list[Node]:
         """`kernels` as they run; those that write into inputs come last."""
         writing = [node for node in kernels if self.kinds[node] == "write"]
         written_from = {part for node in writing for part in parts[node]}
         computing = tuple(node for node in kernels if self.kinds[node] != "write")
         reads = {node: tuple(part for part in parts[node] if self.kinds[part] != "view") for node in computing}
-        held = {node for node in self.nodes if self.kinds[node] == "given" and node.name not in self.donated}
+        held = {node for node in self.nodes if self.kinds[node] == "input" and node.name not in self.donated}
         flow = Dataflow(
             computing,
             {node: parts_of(node) for node in computing},
             reads,
             {node: _bytes(node) for node in self.nodes},
-            frozenset((*kept, *held, *written_from)),
+            frozenset((*returned, *held, *written_from)),
         )
         return [*best_order(flow), *writing]
 
-    def _views(self, parts: Iterable[Node], there: set[Node]) -> Iterator[Instruction]:
+    def _views(self, parts: Iterable[Node], there: set[Node]) -> Iterator[MemoryStep]:
         """The views among `parts` that are not `there` yet, each after what it is a view of."""
         views = {part for part in parts if self.kinds[part] == "view"} - there
         there |= views
         for view in sorted(views, key=self.place.__getitem__):
-            yield Instruction(view, "view")
+            yield MemoryStep(view, "view")
 
     def _place(self) -> None:
         """Find what is in memory."""
@@ -206,7 +206,7 @@ class _Fusion:
 
     def _reads(self, node: Node) -> tuple[Node, ...]:
         """The values in memory that the kernel ending in `node` reads, and views on the way."""
-        found: dict[Node, None] = {}
+        operands: dict[Node, None] = {}
         pending, seen = list(node.all_input_nodes), set[Node]()
         while pending:
             operand = pending.pop()
@@ -214,10 +214,10 @@ class _Fusion:
                 continue
             seen.add(operand)
             if self.root(operand) in self.in_memory:
-                found.update(dict.fromkeys(self._way(operand)))
+                operands.update(dict.fromkeys(self._way(operand)))
             else:
                 pending += operand.all_input_nodes
-        return tuple(found)
+        return tuple(operands)
 
     def _written_into(self, node: Node, freed: Iterable[Node]) -> Node | None:
         """What goes after the kernel ending in `node`, and is as large as its result."""
@@ -243,11 +243,11 @@ def _name(node: Node) -> str:
     return f"{node.target.namespace}.{node.target._opname}" if isinstance(node.target, OpOverload) else ""
 
 
-def _kind(node: Node) -> Kind:
+def _kind(node: Node) -> StepKind:
     if node.op != "call_function":
-        return "given"
+        return "input"
     if node.target is getitem:
-        return "view" if _kind(node.all_input_nodes[0]) in ("view", "given") else "part"
+        return "view" if _kind(node.all_input_nodes[0]) in ("view", "input") else "part"
     if not isinstance(node.target, OpOverload):
         return "kernel"
     name = _name(node)

@@ -31,24 +31,24 @@ def reordered(value: torch.Tensor) -> torch.Tensor:
     return value if value.dim() not in _ORDERS else torch.empty_like(value, memory_format=_ORDERS[value.dim()])
 
 
-def copy_what_is_given(graph: Graph, results: Sequence[Node | None], given_back: int) -> None:
+def copy_what_is_given(graph: Graph, results: Sequence[Node | None], output_count: int) -> None:
     """Change `graph`, a forward pass with these `results`: convolutions read copies of inputs, which are saved.
 
-    The first `given_back` results stay what they are.
+    The first `output_count` results stay what they are.
     """
     output = next(node for node in graph.nodes if node.op == "output")
-    for given in [node for node in graph.nodes if node.op == "placeholder"]:
-        readers = [user for user in given.users if user.target is _CONVOLUTION and given in user.args[:2]]
-        if not readers or _lies_so(_value(given)):
+    for placeholder in [node for node in graph.nodes if node.op == "placeholder"]:
+        readers = [user for user in placeholder.users if user.target is _CONVOLUTION and placeholder in user.args[:2]]
+        if not readers or _lies_so(_value(placeholder)):
             continue
         with graph.inserting_before(readers[0]):
-            copy = graph.call_function(torch.ops.aten.clone.default, (given,))
-        copy.meta = {**given.meta, "val": reordered(_value(given))}
+            copy = graph.call_function(torch.ops.aten.clone.default, (placeholder,))
+        copy.meta = {**placeholder.meta, "val": reordered(_value(placeholder))}
         for reader in readers:
-            reader.replace_input_with(given, copy)
-        saved = [copy if result is given else result for result in results[given_back:]]
-        output.args = ([*output.args[0][:given_back], *saved],)
-        results = [*results[:given_back], *saved]
+            reader.replace_input_with(placeholder, copy)
+        saved = [copy if result is placeholder else result for result in results[output_count:]]
+        output.args = ([*output.args[0][:output_count], *saved],)
+        results = [*results[:output_count], *saved]
 
 
 def _value(node: object) -> torch.Tensor:

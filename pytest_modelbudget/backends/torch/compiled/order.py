@@ -37,8 +37,8 @@ class Dataflow:
 
     def given_bytes(self) -> int:
         """Bytes of the buffers that were there before, and may go."""
-        made = self.maker()
-        return sum(size for buffer, size in self.sizes.items() if buffer not in made and buffer not in self.kept)
+        maker = self.maker()
+        return sum(size for buffer, size in self.sizes.items() if buffer not in maker and buffer not in self.kept)
 
     def made_bytes(self, kernel: Any) -> int:
         """Bytes of what `kernel` makes."""
@@ -72,30 +72,30 @@ def greedy_order(flow: Dataflow) -> tuple[Any, ...]:
     """Least peak memory first; of two kernels alike, the first in the order of the graph."""
     maker, remaining = flow.maker(), flow.readers()
     waits_for = {kernel: {maker[buffer] for buffer in flow.reads[kernel] if buffer in maker} for kernel in flow.kernels}
-    followers: dict[Any, list[Any]] = {kernel: [] for kernel in flow.kernels}
-    for kernel, earlier in waits_for.items():
-        for one_before in earlier:
-            followers[one_before].append(kernel)
+    successors: dict[Any, list[Any]] = {kernel: [] for kernel in flow.kernels}
+    for kernel, predecessors in waits_for.items():
+        for predecessor in predecessors:
+            successors[predecessor].append(kernel)
     place = {kernel: index for index, kernel in enumerate(flow.kernels)}
-    ready = {kernel for kernel, earlier in waits_for.items() if not earlier}
+    ready = {kernel for kernel, predecessors in waits_for.items() if not predecessors}
     alive = peak = flow.given_bytes()
     order = []
     while ready:
         room = peak - alive
         changes = {kernel: (flow.made_bytes(kernel), flow.freed_bytes(kernel, remaining)) for kernel in ready}
         ranks = {
-            kernel: (made if made > room else 0, made - freed, place[kernel])
-            for kernel, (made, freed) in changes.items()
+            kernel: (added if added > room else 0, added - freed, place[kernel])
+            for kernel, (added, freed) in changes.items()
         }
         kernel = min(ready, key=ranks.__getitem__)
-        made, freed = changes[kernel]
-        peak = max(peak, alive + made)
-        alive += made - freed
+        added, freed = changes[kernel]
+        peak = max(peak, alive + added)
+        alive += added - freed
         remaining.subtract(flow.reads[kernel])
         order.append(kernel)
         ready.discard(kernel)
-        for follower in followers[kernel]:
-            waits_for[follower].discard(kernel)
-            if not waits_for[follower]:
-                ready.add(follower)
+        for successor in successors[kernel]:
+            waits_for[successor].discard(kernel)
+            if not waits_for[successor]:
+                ready.add(successor)
     return tuple(order)

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from pytest_modelbudget.backends.torch.compat import tree_map_only
-from pytest_modelbudget.backends.torch.compiled.fusion import Instruction, instructions_of, parts_of, results_of
+from pytest_modelbudget.backends.torch.compiled.fusion import MemoryStep, memory_steps, parts_of, results_of
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 
 Run = Callable[[list[Any]], list[Any]]
@@ -38,25 +38,25 @@ def runner(
 
     What fused kernels leave is `reordered`, but for nodes of the names `fixed`.
     """
-    instructions = instructions_of(module.graph, donated)
+    steps = memory_steps(module.graph, donated)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     constants = [node for node in module.graph.nodes if node.op == "get_attr"]
     results = results_of(module.graph)
-    made = {part for step in instructions if step.kind == "fused" for part in parts_of(step.node)}
+    fused_parts = {part for step in steps if step.kind == "fused" for part in parts_of(step.node)}
     layout = reordered or _unchanged
-    traced = {part: part.meta["val"] if part.name in fixed else layout(part.meta["val"]) for part in made}
+    traced = {part: part.meta["val"] if part.name in fixed else layout(part.meta["val"]) for part in fused_parts}
 
     def run(args: list[Any]) -> list[Any]:
         values: dict[Node, Any] = dict(zip(inputs, args, strict=True))
         args.clear()
         for node in constants:
             values[node] = _like(getattr(module, str(node.target)), META)
-        for instruction in instructions:
-            for base in instruction.written_over:
+        for step in steps:
+            for base in step.written_over:
                 values.pop(base, None)
-            with at(_path(instruction.node), _kernel(instruction)):
-                _run(instruction, values, traced)
-            for base in instruction.freed:
+            with at(_path(step.node), _kernel(step)):
+                _run(step, values, traced)
+            for base in step.freed:
                 values.pop(base, None)
         return [values[result] if isinstance(result, Node) else result for result in results]
 
@@ -69,18 +69,18 @@ def traced_results(graph: Graph) -> list[Any]:
     return [_like(result.meta["val"]) if isinstance(result, Node) else result for result in results_of(graph)]
 
 
-def _run(instruction: Instruction, values: dict[Node, Any], traced: Mapping[Node, Any]) -> None:
-    node = instruction.node
-    if instruction.kind == "write":
+def _run(step: MemoryStep, values: dict[Node, Any], traced: Mapping[Node, Any]) -> None:
+    node = step.node
+    if step.kind == "write":
         values[node] = values[node.all_input_nodes[0]]
-    elif instruction.kind == "fused":
+    elif step.kind == "fused":
         for part in parts_of(node):
             values[part] = _like(traced[part], META)
     else:
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda operand: values[operand])
         target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
         out = target(*args, **kwargs)
-        for part in parts_of(node) if instruction.kind == "kernel" else (node,):
+        for part in parts_of(node) if step.kind == "kernel" else (node,):
             values[part] = out if part is node else out[part.args[1]]
 
 
@@ -104,5 +104,5 @@ def _path(node: Node) -> str:
     return str(custom.get(PATH, ""))
 
 
-def _kernel(instruction: Instruction) -> str:
-    return f"fused {instruction.node.target}".removesuffix(".default") if instruction.kind == "fused" else ""
+def _kernel(step: MemoryStep) -> str:
+    return f"fused {step.node.target}".removesuffix(".default") if step.kind == "fused" else ""

@@ -72,7 +72,7 @@ class ContextParallelStep(StepRecording):
         super().__init__(*args)
         self._world, self._rotate = world, sharding.get("rotate", "allgather")
         self._ranks = {dim: int(sharding[dim]) for dim in SHARDING_DIMS if sharding.get(dim, 1) > 1}
-        self._part = _Part()
+        self._scores = _ScoresRefused(self.runnable.name)
         self._rings = 0
 
     def prepare(self, recipe: Recipe, kernels: DeviceKernels, stack: ExitStack) -> None:
@@ -87,7 +87,7 @@ class ContextParallelStep(StepRecording):
         stack.enter_context(_ring_attention(self._world.mesh(**self._ranks)["cp"], self._rotate))
         ring = functional.scaled_dot_product_attention
         stack.enter_context(patched(functional, "scaled_dot_product_attention", self._checked(ring)))
-        stack.enter_context(_ScoresRefused(self._part, self.runnable.name))
+        stack.enter_context(self._scores)
 
     def inputs(self) -> ModelCall:
         """What the model is called with: the rank's part of each sequence, in the memory of the whole."""
@@ -101,7 +101,7 @@ class ContextParallelStep(StepRecording):
         with no_modes():
             for _, tensor in call.ports:
                 _keep_part_of_first_rank(tensor, whole, ranks)
-        self._part.tokens = whole // ranks
+        self._scores.tokens = whole // ranks
         return call
 
     def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
@@ -175,27 +175,24 @@ def _ring_attention(mesh: Any, rotate: str) -> Iterator[None]:
         yield
 
 
-class _Part:
-    """How many tokens of a sequence this rank has; none before the inputs are there."""
-
-    tokens = 0
-
-
 class _ScoresRefused(TorchFunctionMode):  # type: ignore[misc]
-    """Inside, a softmax of scores between the tokens of one rank is refused: it should have seen those of all."""
+    """Inside, a softmax of scores between the tokens of one rank is refused: it should have seen those of all.
+
+    `tokens` are how many of a sequence this rank has; none before the inputs are there.
+    """
 
     _FUNCTIONS = frozenset({functional.softmax, torch.softmax, torch.Tensor.softmax, torch._softmax})
 
-    def __init__(self, part: _Part, name: str) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self._part, self._name = part, name
+        self._name, self.tokens = name, 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in self._FUNCTIONS:
-            scores, tokens = args[0] if args else kwargs["input"], self._part.tokens
+            scores, tokens = args[0] if args else kwargs["input"], self.tokens
             if scores.dim() > 2 and scores.shape[-2:] == (tokens, tokens):
                 raise ModelBudgetError(
                     f"{self._name}: training.sharding: cp: a softmax of {tokens} x {tokens} scores is attention among "

@@ -55,7 +55,7 @@ class FakeWorld:
             return init_device_mesh("meta", tuple(dims.values()), mesh_dim_names=tuple(dims))
 
     def join(self, size: int, rank: int) -> None:
-        """Be another rank than the first one, of a world without a mesh."""
+        """Be the rank `rank`, counted from 0, of a world of `size` without a mesh."""
         _init_process_group(size, rank)
         self.size = size
 

@@ -52,12 +52,15 @@ def on_host(trace: MemoryTrace) -> MemoryTrace:
         number: size for event in trace.events for number, size in event.made if trace.roles.get(number) == "gradient"
     }
     states = {number: size for number, size in optimizer.items() if trace.roles.get(number) == "optimizer"}
-    kept = sum(params.values()) + _most_alive(trace, gradients) + sum(states.values())
+    host_bytes = sum(params.values()) + _most_alive(trace, gradients) + sum(states.values())
     return replace(
         trace,
         held=tuple(item for item in trace.held if item.storage not in params),
         events=tuple(_events_without(trace, {*params, *optimizer}, set(gradients))),
-        notes=(*trace.notes, f"offloaded: {units.size(kept)} of parameters, gradients and optimizer are on the host"),
+        notes=(
+            *trace.notes,
+            f"offloaded: {units.size(host_bytes)} of parameters, gradients and optimizer are on the host",
+        ),
     )
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.dtensors import is_sharded, local_part
+from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
@@ -31,11 +33,12 @@ def optimizer_on_shards(recipe: Training, params: list[nn.Parameter], model: nn.
     """The optimizer of `recipe` for `params` of `model`, some of which are sharded; see `optimizers.optimizer_of`.
 
     Raises:
-        ModelBudgetError: the optimizer's published code does not run on parts of matrices.
+        ModelBudgetError: the optimizer's published code does not run on parts of matrices. So does a step that torch
+            does not run on sharded parameters.
     """
     if recipe.optimizer in UNSHARDED and (any(map(is_sharded, params)) or _is_flat(model)):
         raise ModelBudgetError(f"training.optimizer: {recipe.optimizer} with sharded parameters is not planned")
-    if recipe.optimizer not in _ELEMENTWISE or not any(map(is_sharded, params)):
+    if recipe.optimizer == "none" or not any(map(is_sharded, params)):
         return optimizer_of(recipe, params, model)
     return _ShardedOptimizer(recipe, params, model)
 
@@ -48,12 +51,12 @@ def _is_flat(model: nn.Module) -> bool:
 
 
 class _ShardedOptimizer:
-    """Chooses in its first step, when gradients are there, whether it works on parts."""
+    """Works on the whole, or on parts; which of them shows in its first step, when gradients are there."""
 
     def __init__(self, recipe: Training, params: list[nn.Parameter], model: nn.Module) -> None:
         self._recipe, self._params, self._model = recipe, params, model
         self._parts: list[nn.Parameter] = []
-        self._optimizer: Any = None
+        self._optimizer: Any = None if recipe.optimizer in _ELEMENTWISE else optimizer_of(recipe, params, model)
 
     @property
     def state(self) -> Any:
@@ -71,12 +74,27 @@ class _ShardedOptimizer:
             if all(map(_is_gradient_sharded_alike, self._params)):
                 self._parts = [_local_parameter(parameter) for parameter in self._params]
             self._optimizer = optimizer_of(self._recipe, self._parts or self._params, self._model)
-        if self._parts:
-            for part, parameter in zip(self._parts, self._params, strict=True):
-                part.grad = None if parameter.grad is None else local_part(parameter.grad)
+        if not self._parts:
+            self._step_on_whole()
+            return
+        for part, parameter in zip(self._parts, self._params, strict=True):
+            part.grad = None if parameter.grad is None else local_part(parameter.grad)
         self._optimizer.step()
         for part in self._parts:
             part.grad = None
+
+    def _step_on_whole(self) -> None:
+        try:
+            self._optimizer.step()
+        except RuntimeError as error:  # DTensor does not know what the optimizer asks of it
+            if needs_values(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ModelBudgetError(
+                f"training.optimizer: {self._recipe.optimizer} does not run on sharded parameters: write another, as "
+                f"adamw, or shard by zero1 or fsdp1, whose optimizers get plain tensors (torch {torch.__version__}: "
+                f"{reason})"
+            ) from None
 
 
 def _is_gradient_sharded_alike(parameter: nn.Parameter) -> bool:

@@ -39,6 +39,9 @@ from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Recipe, Trainin
 from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import FULLY_SHARDED
 
+_NOT_RECORDED = "encountered during backward but not found in storage"
+"""What selective checkpointing says of an operator that was not in the forward pass: FSDP's hooks run others then."""
+
 CASTS_NOTE = (
     "under autocast as without sharding; torchtitan and accelerate have FSDP's policy in its place: "
     "sharding: {fsdp: ..., casts: policy}"
@@ -103,7 +106,7 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
         offloads = "params" in recipe.offload
         with (
             _resizes_recorded(recorders),
-            _with_tp_hint(recipe.sharding),
+            _explained(runnable.name, recipe.sharding),
             shards_copied_to_device() if offloads else nullcontext(),
         ):
             optimizer = StatesOfOneRank if is_zero1(recipe.sharding) else optimizer_on_shards
@@ -124,11 +127,17 @@ def _recording(sharding: Any, fake: FakeWorld) -> Any:
 
 
 @contextmanager
-def _with_tp_hint(sharding: Any) -> Iterator[None]:
-    """Inside, a step that does not run is told what tensor parallelism by names asks of a model."""
+def _explained(name: str, sharding: Any) -> Iterator[None]:
+    """Inside, a step that does not run is explained where its sharding is known to be the reason."""
     try:
         yield
     except ModelBudgetError as error:
+        if _NOT_RECORDED in str(error.__cause__):
+            raise ModelBudgetError(
+                f"{name}: training.checkpointing: torch {torch.__version__} does not recompute a block by save where "
+                "FSDP shards a part of it on its own, as it does experts with ep: write checkpointing: blocks, or "
+                "leave ep out"
+            ) from error
         if error.__cause__ is None or not isinstance(sharding, Mapping) or sharding.get("tp", 1) < 2:
             raise
         raise ModelBudgetError(

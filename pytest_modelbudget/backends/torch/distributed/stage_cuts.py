@@ -23,8 +23,8 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryTrace, Training
 from pytest_modelbudget.planner.pipeline import Pipeline, cuts_of
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a model is called with."""
+MicrobatchCall = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a model is called with in one microbatch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class CutModel:
 
 def survey_of(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training, pipeline: Pipeline) -> CutModel:
     """Where to cut, from one forward pass of a microbatch that is not recorded."""
-    found: list[CutModel] = []
+    cut_models: list[CutModel] = []
 
     class Surveying(StepRecording):
         def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
@@ -76,18 +76,18 @@ def survey_of(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Trainin
                     "training.loss: a pipeline needs a loss, one number, and the model returns none: write "
                     "cross_entropy or module:callable"
                 )
-            survey = recorder.found(blocks, calls)
+            survey = recorder.survey(blocks, calls)
             for cut in cuts:
                 survey.check(cut)
             targets = getattr(cross_entropy_of(loss_of), "targets", None)
-            found.append(CutModel(survey, cuts, None if targets is None else tuple(targets.shape)))
+            cut_models.append(CutModel(survey, cuts, None if targets is None else tuple(targets.shape)))
             return None
 
     record_copy(runnable, sizes, recipe, Surveying)
-    return found[0]
+    return cut_models[0]
 
 
-def calls_of(call: ModelCall, microbatches: int) -> list[Call]:
+def calls_of(call: ModelCall, microbatches: int) -> list[MicrobatchCall]:
     """The calls of a model with its microbatches: each tensor of `call`, cut along its first dimension.
 
     Raises:
@@ -106,7 +106,7 @@ def calls_of(call: ModelCall, microbatches: int) -> list[Call]:
         )
     chunks = {id(tensor): tensor.tensor_split(microbatches) for tensor in inputs}
 
-    def microbatch(index: int) -> Call:
+    def microbatch(index: int) -> MicrobatchCall:
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: chunks[id(tensor)][index], (call.args, call.kwargs))
         return args, kwargs
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes, tree_map_only
-from pytest_modelbudget.backends.torch.distributed.stage_cuts import Call
+from pytest_modelbudget.backends.torch.distributed.stage_cuts import MicrobatchCall
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
 from pytest_modelbudget.backends.torch.distributed.stage_survey import Survey
 from pytest_modelbudget.backends.torch.model.pytree import tensors
@@ -42,7 +42,7 @@ class StageModule(nn.Module):  # type: ignore[misc]
         model: nn.Module,
         blocks: Sequence[int],
         survey: Survey,
-        calls: Sequence[Call],
+        calls: Sequence[MicrobatchCall],
         recorder: StageRecorder,
         own: Sequence[nn.Parameter],
     ) -> None:
@@ -83,15 +83,15 @@ class StageModule(nn.Module):  # type: ignore[misc]
 
     def run_block(self, index: int, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run the block `index` where it is the stage's; leave the model where it is of a later one."""
-        given = list(tensors((args, kwargs)))[self._survey.place]
+        hidden = list(tensors((args, kwargs)))[self._survey.place]
         if index < self.first:
             return tree_map_only(torch.Tensor, _unseen_like, self._survey.returned[index])
         if index == self.last:
-            raise _LeaveError(given)
+            raise _LeaveError(hidden)
         if index == self.first and self._received is not None:
             received, self._recorder.paused = self._received, False
             args, kwargs = tree_map_only(
-                torch.Tensor, lambda tensor: received if tensor is given else tensor, (args, kwargs)
+                torch.Tensor, lambda tensor: received if tensor is hidden else tensor, (args, kwargs)
             )
         return original(*args, **kwargs)
 

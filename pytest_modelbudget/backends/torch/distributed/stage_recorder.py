@@ -69,10 +69,10 @@ class NotRepeatableError(ModelBudgetError):
 
 
 class StageRecorder(Recorder):
-    """Holds what `kept` names of a model, which is on this rank; hears of nothing while it is `paused`."""
+    """Holds what `own` names of a model, which is on this rank; hears of nothing while it is `paused`."""
 
-    def __init__(self, model: nn.Module, kept: Collection[str]) -> None:
-        self._kept = kept
+    def __init__(self, model: nn.Module, own: Collection[str]) -> None:
+        self._own = own
         self.paused = False
         self._running = False
         self._sent: list[tuple[int, int]] = []
@@ -82,10 +82,10 @@ class StageRecorder(Recorder):
     def hold_model(self, model: nn.Module) -> None:
         """What is on this rank is held before the run."""
         for name, parameter in model.named_parameters():
-            if name in self._kept:
+            if name in self._own:
                 self.hold(parameter, "param")
         for name, buffer in model.named_buffers():
-            if name in self._kept:
+            if name in self._own:
                 self.hold(buffer, "buffer")
 
     def label(self, tensor: torch.Tensor, source: str) -> None:
@@ -210,7 +210,7 @@ class StageRecorder(Recorder):
     def _repeated_work(self) -> Iterator[Work]:
         """Each pass that is repeated is one of its own, which reads and leaves what the original did."""
         number = 0
-        for items in self._repeated:
+        for repeated in self._repeated:
             number -= 1
-            for item in items:
-                yield replace(item, pass_number=number)
+            for work in repeated:
+                yield replace(work, pass_number=number)

@@ -40,25 +40,25 @@ class StageStep(StepRecording):
         self.pipeline, self.cut, self.rank, self.repeats = pipeline, cut, rank, repeats
         self.stage_indices = pipeline.stages_of(rank)
         self.sent = 0
-        self.kept: list[nn.Parameter] = []
+        self.own_parameters: list[nn.Parameter] = []
         self.tied: tuple[str, ...] = ()
         self.running: StageModule | None = None
 
     def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
         """One that holds what the stages of this rank need."""
         names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())]
-        kept = {name for name in names if any(self.cut.needs(stage, name) for stage in self.stage_indices)}
-        self.kept = [parameter for name, parameter in self.model.named_parameters() if name in kept]
+        own = {name for name in names if any(self.cut.needs(stage, name) for stage in self.stage_indices)}
+        self.own_parameters = [parameter for name, parameter in self.model.named_parameters() if name in own]
         for name, parameter in self.model.named_parameters():
-            if name not in kept:
+            if name not in own:
                 parameter.requires_grad_(False)
         others = [stage for stage in range(self.pipeline.stages) if stage not in self.stage_indices]
         self.tied = tuple(
             name
             for name, _ in self.model.named_parameters()
-            if name in kept and any(self.cut.needs(stage, name) for stage in others)
+            if name in own and any(self.cut.needs(stage, name) for stage in others)
         )
-        self.recorder = lambda model: StageRecorder(model, kept)
+        self.recorder = lambda model: StageRecorder(model, own)
         recorder = super().recorder_for(call, kernels)
         for number, tensor in enumerate(tensors((call.args, call.kwargs))):
             if any(self.cut.needs(stage, number) for stage in self.stage_indices):
@@ -68,13 +68,13 @@ class StageStep(StepRecording):
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Run `STEPS` steps of the schedule."""
         assert isinstance(recorder, StageRecorder)
-        params = [parameter for parameter in self.kept if parameter.requires_grad]
+        params = [parameter for parameter in self.own_parameters if parameter.requires_grad]
         optimizer = self.optimizer(recipe, params, self.model) if params else None
         losses = list[torch.Tensor]()
         target = self.target(recorder)
         stages = self.stages(recipe, call, recorder, kernels)
         schedule = self.schedule(stages, recipe)
-        given, ends = self.arguments(schedule, recipe, call, target, losses)
+        inputs, ends = self.arguments(schedule, recipe, call, target, losses)
         outputs = LoopOutputs(recorder)
         for step in range(STEPS):
             if step:
@@ -85,13 +85,10 @@ class StageStep(StepRecording):
             if recipe.zero_grad == "before":
                 drop_gradients(params)
             with kernels.autocast(MIXED.get(recipe.precision)):
-                outputs.returned(_stepped(schedule, given, ends))
+                outputs.returned(_stepped(schedule, inputs, ends))
             if recipe.outputs != "kept":
                 outputs.drop()
-            if optimizer is not None:
-                self.update(optimizer.step, recorder)
-                for tensor in tensors(list(optimizer.state.values())):
-                    recorder.set_role(tensor, "optimizer")
+            self.optimize(optimizer, recorder)
             if recipe.zero_grad == "after":
                 drop_gradients(params)
         self.notes += notes_of(optimizer)
@@ -103,11 +100,11 @@ class StageStep(StepRecording):
         self, schedule: Any, recipe: Training, call: ModelCall, target: torch.Tensor | None, losses: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """What a step of the schedule is called with: the first stage gets inputs, the last one what a loss needs."""
-        given = tensors((call.args, call.kwargs)) if 0 in self.stage_indices else []
+        inputs = tensors((call.args, call.kwargs)) if 0 in self.stage_indices else []
         ends: dict[str, Any] = {} if target is None else {"target": target, "losses": losses}
         if recipe.outputs == "dropped" and "return_outputs" in inspect.signature(schedule.step).parameters:
             ends["return_outputs"] = False
-        return list(given), ends
+        return list(inputs), ends
 
     def stages(self, recipe: Training, call: ModelCall, recorder: StageRecorder, kernels: DeviceKernels) -> list[Any]:
         """torch's stages of this rank."""
@@ -156,7 +153,7 @@ class StageStep(StepRecording):
         def enter(phase: Phase, module: StageModule) -> Iterator[None]:
             self.running, recorder.phase, self.doing = module, phase, f"{phase} pass of a stage"
             kernels.keeps_casts = loop.caches_casts and phase != "backward"
-            kernels.guessing = phase == "loss"
+            kernels.guessing = phase != "forward"  # from a loss on, the optimizer included, as without stages
             enabled = torch.is_autocast_enabled("cpu")
             torch.set_autocast_enabled("cpu", enabled and phase != "backward")
             try:
@@ -164,7 +161,7 @@ class StageStep(StepRecording):
             finally:
                 torch.set_autocast_enabled("cpu", enabled)
             if phase == "backward":
-                for parameter in self.kept:
+                for parameter in self.own_parameters:
                     if parameter.grad is not None:
                         recorder.set_role(parameter.grad, "gradient")
 
@@ -221,8 +218,8 @@ class StageStep(StepRecording):
                 if isinstance(compared, CrossEntropy):
                     compared.targets = target
                 returned, last.module.returned = last.module.returned, None
-                made: torch.Tensor = loss_of(output if returned is None else returned)
-                return made
+                number: torch.Tensor = loss_of(output if returned is None else returned)
+                return number
 
             return last.loss(index, run)
 
@@ -234,9 +231,9 @@ class StageStep(StepRecording):
             raise ModelBudgetError(f"training.pipeline: {self.pipeline.schedule}: {error}") from error
 
 
-def _stepped(schedule: Any, given: Sequence[torch.Tensor], ends: Mapping[str, Any]) -> Any:
+def _stepped(schedule: Any, inputs: Sequence[torch.Tensor], ends: Mapping[str, Any]) -> Any:
     """What a step of the schedule returns; an error of the model's code comes through as it was."""
     try:
-        return schedule.step(*given, **ends)
+        return schedule.step(*inputs, **ends)
     except RuntimeError as error:
         raise error.__cause__ or error from None

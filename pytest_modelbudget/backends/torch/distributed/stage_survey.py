@@ -65,14 +65,19 @@ class Crossing:
     `carried` are the blocks that take it over from the one before.
     """
 
-    made: int
+    made_at: int
     inside: frozenset[int]
     between: frozenset[int]
     carried: frozenset[int]
 
+    @property
+    def goes_past_blocks(self) -> bool:
+        """Whether it is read at a later position than it is made at."""
+        return max(self.inside | self.between, default=-1) > self.made_at
+
     def is_handed_on(self, cut: int) -> bool:
         """Whether a stage that begins with the block `cut` gets it, or does not need it."""
-        if self.made >= cut:
+        if self.made_at >= cut:
             return True
         blocks = {position for position in self.inside if position >= cut}
         between = any(position >= cut for position in self.between)
@@ -169,11 +174,11 @@ class SurveyRecorder(Recorder):
         """Whether it was made of parameters."""
         return storage_key(tensor) in self._made
 
-    def found(self, blocks: tuple[str, ...], calls: BlockCalls) -> Survey:
+    def survey(self, blocks: tuple[str, ...], calls: BlockCalls) -> Survey:
         """What was noted."""
         crossing = {
-            Crossing(made, *(frozenset(seen.get(key, ())) for seen in (self._inside, self._between, self._carried)))
-            for key, made in self._made.items()
+            Crossing(made_at, *(frozenset(seen.get(key, ())) for seen in (self._inside, self._between, self._carried)))
+            for key, made_at in self._made.items()
         }
         return Survey(
             blocks,
@@ -181,7 +186,9 @@ class SurveyRecorder(Recorder):
             calls.place,
             tuple(calls.returned),
             {name: frozenset(positions) for name, positions in self._used.items()},
-            frozenset(tensor for tensor in crossing if max(tensor.inside | tensor.between, default=-1) > tensor.made),
+            frozenset(
+                tensor for tensor in crossing if max(tensor.inside | tensor.between, default=-1) > tensor.made_at
+            ),
         )
 
 
@@ -210,10 +217,10 @@ def calls_noted(model: nn.Module, blocks: tuple[str, ...], recorder: SurveyRecor
                     f"training.pipeline: {blocks[index]} is called out of order, or once more, and stages run blocks "
                     "one after another: choose others with split"
                 )
-            given = list(tensors((args, kwargs)))
+            call_tensors = list(tensors((args, kwargs)))
             if calls.place < 0:
-                calls.place = _place_of_hidden(given, recorder.depends)
-            hidden = given[calls.place].detach()
+                calls.place = _place_of_hidden(call_tensors, recorder.depends)
+            hidden = call_tensors[calls.place].detach()
             recorder.enters(index, hidden)
             calls.hidden.append(hidden)
             recorder.is_inside = True
@@ -233,9 +240,9 @@ def calls_noted(model: nn.Module, blocks: tuple[str, ...], recorder: SurveyRecor
         )
 
 
-def _place_of_hidden(given: list[torch.Tensor], depends: Callable[[torch.Tensor], bool]) -> int:
+def _place_of_hidden(call_tensors: list[torch.Tensor], depends: Callable[[torch.Tensor], bool]) -> int:
     """The first tensor of floats, and of those that are made of parameters where there is one."""
-    floats = [place for place, tensor in enumerate(given) if tensor.is_floating_point()]
-    for place in (*(place for place in floats if depends(given[place])), *floats):
+    floats = [place for place, tensor in enumerate(call_tensors) if tensor.is_floating_point()]
+    for place in (*(place for place in floats if depends(call_tensors[place])), *floats):
         return place
     raise ModelBudgetError("training.pipeline: a block is called with no tensor of floats, which stages could hand on")

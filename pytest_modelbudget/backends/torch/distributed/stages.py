@@ -53,8 +53,10 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         is_later = index >= REPEATED if self._original else index > REPEATED
         return self.repeats and is_later and original is not None and name in original.segments
 
-    def passes(self, index: int, name: str, phase: Phase, run: Callable[[], Any], given: Callable[[Any], Any]) -> Any:
-        """One pass of a microbatch, `run` or repeated; `given` its result is what torch's schedule gets."""
+    def passes(
+        self, index: int, name: str, phase: Phase, run: Callable[[], Any], output_of: Callable[[Any], Any]
+    ) -> Any:
+        """One pass of a microbatch, `run` or repeated; `output_of` its result is what torch's schedule gets."""
         microbatch = self._microbatches.setdefault(index, Microbatch())
         with self.enter(phase, self.module):
             if self.repeated(index, name):
@@ -62,7 +64,7 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
             self.module.microbatch = index
             with self.recorder.pass_of(microbatch, name) as out:
                 result = run()
-                out.append(given(result))
+                out.append(output_of(result))
             return result
 
     def forward_one_chunk(self, fwd_chunk_id: int, args: Any, kwargs: Any = None, **options: Any) -> Any:
@@ -93,10 +95,10 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
             super(RecordedStage, self).backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
 
         repeated = self.repeated(bwd_chunk_id, "backward")
-        given = self.passes(bwd_chunk_id, "backward", "backward", run, lambda _: self.bwd_cache[bwd_chunk_id])
+        gradients = self.passes(bwd_chunk_id, "backward", "backward", run, lambda _: self.bwd_cache[bwd_chunk_id])
         if repeated:
             del self.fwd_cache[bwd_chunk_id]
-            self.bwd_cache[bwd_chunk_id] = given
+            self.bwd_cache[bwd_chunk_id] = gradients
         elif self.repeats and bwd_chunk_id == REPEATED:
             self.recorder.check_repeatable(self._microbatches[bwd_chunk_id])
 

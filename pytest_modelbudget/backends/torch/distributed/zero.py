@@ -29,12 +29,12 @@ class StatesOfOneRank:
                 return sorted(super()._partition_parameters(params_per_rank), key=_elements, reverse=True)
 
         def optimizer(groups: Any, **_: Any) -> Any:
-            made = optimizer_of(recipe, [parameter for group in groups for parameter in group["params"]], model)
-            if not hasattr(made, "param_groups"):
+            own = optimizer_of(recipe, [parameter for group in groups for parameter in group["params"]], model)
+            if not hasattr(own, "param_groups"):
                 raise ModelBudgetError(
                     f"training.sharding: zero1 deals out one optimizer, and {recipe.optimizer} is not one: use adamw"
                 )
-            return made
+            return own
 
         self._optimizer = HeaviestFirst(params, optimizer_class=optimizer)
 

@@ -286,10 +286,7 @@ class StepRecording:
                     self.backward(loss, params, recorder, kernels)
             if recipe.outputs == "until-step":
                 outputs.drop()
-            if optimizer is not None:
-                self.update(optimizer.step, recorder)
-                for tensor in tensors(list(optimizer.state.values())):
-                    recorder.set_role(tensor, "optimizer")
+            self.optimize(optimizer, recorder)
             if recipe.zero_grad == "after":
                 drop_gradients(params)
         self.notes += notes_of(optimizer)
@@ -342,6 +339,14 @@ class StepRecording:
         for hook in optimizer.hooks:
             self.cleanup.callback(hook.remove)
         return optimizer
+
+    def optimize(self, optimizer: Any, recorder: Recorder) -> None:
+        """Run a step of `optimizer`, where there is one, and say which of what it makes are its states."""
+        if optimizer is None:
+            return
+        self.update(optimizer.step, recorder)
+        for tensor in tensors(list(optimizer.state.values())):
+            recorder.set_role(tensor, "optimizer")
 
     def update(self, step: Callable[[], object], recorder: Recorder) -> None:
         """Run the `step` of an optimizer."""

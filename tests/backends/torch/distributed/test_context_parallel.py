@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -21,7 +16,7 @@ from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryTrace
 from tests.backends.torch import real_ranks, real_ring
-from tests.backends.torch.rank_steps import BATCH, BLOCK, FLOAT, TABLE, WIDTH, lasting, sharded
+from tests.backends.torch.rank_steps import BATCH, BLOCK, FLOAT, TABLE, WIDTH, lasting, on_real_ranks, sharded
 from tests.versions import since
 
 pytestmark = since("torch", "2.14", "ring attention with this release's options")
@@ -199,12 +194,6 @@ def test_norms_by_sequence_against_real_ranks() -> None:
 
 @cache
 def measured_on(ranks: int, cases: tuple[str, ...]) -> dict[str, list[dict[str, int]]]:
-    """What each of real ranks says of each case."""
-    command = [sys.executable, "-m", "tests.backends.torch.real_ring", str(ranks), *cases]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, cwd=Path(__file__).parents[4],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
-    measured: dict[str, list[dict[str, int]]] = json.loads(run.stdout.strip().splitlines()[-1])
+    """What each of real ranks measures of each case."""
+    measured: dict[str, list[dict[str, int]]] = on_real_ranks(real_ring, ranks, cases)
     return measured

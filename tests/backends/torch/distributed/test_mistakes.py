@@ -18,6 +18,7 @@ from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training
 from tests.backends.torch.rank_steps import IDS, mlp, sharded
 from tests.backends.torch.real_ranks import Transformer
+from tests.versions import since
 
 
 def test_nothing_is_left_behind() -> None:
@@ -97,6 +98,15 @@ def test_optimizers_of_whole_matrices_are_not_dealt_out() -> None:
     """What a rank's share of them would raise or take is not that of all."""
     with pytest.raises(ModelBudgetError, match="adam-mini with sharding: zero1 is not planned"):
         sharded(mlp, "float32[2, 8]", {"zero1": 2}, optimizer="adam-mini")
+
+
+@since("torch", "2.14", "earlier releases were not looked at")
+def test_optimizers_that_torch_does_not_run_on_sharded_parameters() -> None:
+    """torch's Adafactor fails on them in a real step as well; on whole ones it runs."""
+    with pytest.raises(ModelBudgetError, match="adafactor does not run on sharded parameters") as caught:
+        sharded(mlp, "float32[2, 8]", {"fsdp": 2}, optimizer="adafactor")
+    assert "write another, as adamw, or shard by zero1 or fsdp1" in str(caught.value)
+    assert sharded(mlp, "float32[2, 8]", {"zero1": 2}, optimizer="adafactor").ranks == 2
 
 
 def test_a_group_of_the_users_own_is_left_alone() -> None:

@@ -17,7 +17,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import MemoryTrace, Training
 from tests.backends.torch.rank_steps import BLOCK, FLOAT, TABLE, lasting
-from tests.backends.torch.real_ranks import TOKENS, WIDTH, Block, Transformer
+from tests.backends.torch.real_ranks import TOKENS, VOCABULARY, WIDTH, Block, Transformer
 from tests.versions import since
 
 pytestmark = since("torch", "2.14", "stages of earlier releases were not looked at")
@@ -100,6 +100,14 @@ def test_states_and_bytes_sent() -> None:
     # room for what each microbatch gets of the stage before, and of the one after
     received = [lasting(step.memory_trace).get("received", 0) for step in (first, middle, last)]
     assert received == [ROWS, 2 * ROWS, ROWS]
+
+
+def test_an_optimizer_that_reads_values() -> None:
+    """Adafactor asks for the norms of parameters on every rank: a row and a column for each matrix, vectors whole."""
+    step, _ = ranks_of({"ranks": 2, "microbatches": 2, "split": ["layers.1"]}, optimizer="adafactor")
+    table = VOCABULARY + WIDTH
+    block = 4 * 2 * WIDTH + 2 * 5 * WIDTH + 4 * WIDTH
+    assert lasting(step.memory_trace)["optimizer"] == FLOAT * (table + block)
 
 
 def most_in_flight(trace: MemoryTrace, block: str) -> int:

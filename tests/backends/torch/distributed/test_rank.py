@@ -18,7 +18,7 @@ from tests.versions import since
 
 def test_two_layers_over_two_ranks_event_by_event() -> None:
     """Gathered, used, let go of; gradients packed, reduced and kept as a half: every byte of the step, by hand."""
-    found = sharded(mlp, "float32[2, 8]", {"fsdp": 2})
+    sharded_step = sharded(mlp, "float32[2, 8]", {"fsdp": 2})
     whole, first, second = 768, 512, 256
     lasting_bytes = whole // 2 + 64 + 2 * whole // 2  # half the parameters, the input, half of two states
     hidden, result = 2 * 16 * FLOAT, 2 * 4 * FLOAT
@@ -53,12 +53,12 @@ def test_two_layers_over_two_ranks_event_by_event() -> None:
         ]
 
     # torch 2.6 and 2.13 hold the gradient that is packed last until it has been reduced; up to 2.8 the buffer is made inside
-    first_op, *rest = step(found.memory_trace)
+    first_op, *rest = step(sharded_step.memory_trace)
     events = rest if first_op == ("aten.empty", begin + whole) else [first_op, *rest]
     assert events in (by_hand(0), by_hand(second))
-    assert found.memory_trace.peak() == forward + 2 * hidden == 3040
-    assert found.communication == {"all_gather": whole // 2, "reduce_scatter": whole // 2}
-    assert found.ranks == 2
+    assert sharded_step.memory_trace.peak() == forward + 2 * hidden == 3040
+    assert sharded_step.communication == {"all_gather": whole // 2, "reduce_scatter": whole // 2}
+    assert sharded_step.ranks == 2
 
 
 def step(memory_trace: MemoryTrace) -> list[tuple[str, int]]:
@@ -66,8 +66,8 @@ def step(memory_trace: MemoryTrace) -> list[tuple[str, int]]:
 
     Without those that only read a number or mark a stream.
     """
-    found = list(zip(memory_trace.events, memory_trace.alive(), strict=True))[memory_trace.measured :]
-    names = [(event.op.removesuffix("_mixed_dtype").replace("new_empty", "empty"), alive) for event, alive in found]
+    pairs = list(zip(memory_trace.events, memory_trace.alive(), strict=True))[memory_trace.measured :]
+    names = [(event.op.removesuffix("_mixed_dtype").replace("new_empty", "empty"), alive) for event, alive in pairs]
     return [(name, alive) for name, alive in names if name and "_local_scalar" not in name and "_stream" not in name]
 
 
@@ -162,10 +162,10 @@ def test_recomputed_blocks_lower_the_peak() -> None:
 def test_adapters_of_another_dtype() -> None:
     """LoRA's float32 pairs among weights in bfloat16 are gathered with them, as bytes."""
     recipe = {"precision": "bf16", "lora": {"rank": 4, "targets": ["q_proj"]}}
-    found = sharded(Transformer, IDS, {"fsdp": 2}, **recipe)
+    sharded_step = sharded(Transformer, IDS, {"fsdp": 2}, **recipe)
     pairs = LAYERS * 2 * 4 * WIDTH * FLOAT
-    assert lasting(found.memory_trace)["param"] == (2 * WHOLE + pairs) // 2
-    assert lasting(found.memory_trace)["gradient"] == pairs // 2
+    assert lasting(sharded_step.memory_trace)["param"] == (2 * WHOLE + pairs) // 2
+    assert lasting(sharded_step.memory_trace)["gradient"] == pairs // 2
 
 
 def test_batch_norm_counts_on_the_host() -> None:

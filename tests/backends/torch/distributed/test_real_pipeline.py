@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -17,6 +12,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training
 from tests.backends.torch import real_pipeline, real_ranks
+from tests.backends.torch.rank_steps import on_real_ranks
 from tests.versions import since
 
 pytestmark = [
@@ -61,15 +57,6 @@ def planned(case: str, ranks: int) -> list[int]:
 )
 def test_against_real_ranks(ranks: int, cases: list[str]) -> None:
     """The highest number of bytes alive in a step, on each rank."""
-    run = subprocess.run(
-        [sys.executable, "-m", real_pipeline.__name__, str(ranks), *cases],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        cwd=Path(real_pipeline.__file__).parents[3],
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    real: dict[str, list[int]] = json.loads(run.stdout.strip().splitlines()[-1])
+    real: dict[str, list[int]] = on_real_ranks(real_pipeline, ranks, cases)
     for case in cases:
         assert planned(case, ranks) == pytest.approx(real[case], rel=0.001), case

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
@@ -19,6 +18,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Training
 from tests.backends.torch import real_ranks
+from tests.backends.torch.rank_steps import on_real_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,7 +58,7 @@ def test_against_real_ranks(ranks: int, cases: list[str]) -> None:
 
     The real run makes sums of gradients anew since it is watched.
     """
-    real = measured(ranks, cases)
+    real = on_real_ranks(real_ranks, ranks, cases)
     for case in cases:
         memory_trace = planned(case, ranks)
         assert list(memory_trace.alive())[-1] == real[case]["after"], case
@@ -79,17 +79,6 @@ def planned(case: str, ranks: int) -> Any:
         sharding={dim: size or left for dim, size in dims.items()}, kernels="cpu", foreach=True, loss="none", **recipe
     )
     return record_sharded(RunnableModel(case, model, parse(inputs)), {}, training).memory_trace
-
-
-def measured(ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
-    """What real ranks say of each case."""
-    script = Path(real_ranks.__file__)
-    run = subprocess.run(
-        [sys.executable, str(script), str(ranks), *cases], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    found: dict[str, dict[str, int]] = json.loads(run.stdout.strip().splitlines()[-1])
-    return found
 
 
 def test_405_billion_parameters_over_512_ranks() -> None:
