@@ -170,8 +170,8 @@ def _check_offload(value: Any) -> tuple[str, Any]:
     parts = [value] if isinstance(value, str) else value
     valid = isinstance(parts, (list, tuple)) and all(part in OFFLOADED for part in parts)
     hint = "; modules are named for inference alone" if isinstance(value, Mapping) else ""
-    said = "" if valid else f"write a list of {', '.join(OFFLOADED)}{hint}"
-    return said, tuple(sorted(set(parts))) if valid else ()
+    mistake = "" if valid else f"write a list of {', '.join(OFFLOADED)}{hint}"
+    return mistake, tuple(sorted(set(parts))) if valid else ()
 
 
 def _check_offloaded_modules(value: Any) -> tuple[str, Any]:

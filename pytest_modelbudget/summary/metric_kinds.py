@@ -89,6 +89,7 @@ def work_metric(name: str, kind: units.Kind, meaning: str, short: str, mlflow: s
         grows=True,
         law=kind == "bytes",  # a time bends where it begins to be bound by something else
         on_request=True,
+        charted=True,
         why_unknown=lambda summary: why_no_work(name, run_of(summary), summary.framework),
     )
 

@@ -53,14 +53,20 @@ def linear() -> Any:
 
 
 def test_a_run_can_be_sorted_by_what_its_model_takes(store: Store, active: Any, tmp_path: Path) -> None:
-    """16 params of 4 bytes, 2 FLOPs for each of 12 products of each of 5 rows, and a planned peak of more than both."""
+    """16 params of 4 bytes, 2 FLOPs for each of 12 products of each of 5 rows, and a planned peak of more than both.
+
+    The forward pass reads 15 inputs and the params and writes 20 numbers; the backward pass, with as many FLOPs, reads
+    gradients of these and the inputs and writes gradients of the params.
+    """
     logged = log_summary(linear(), INPUTS, batch=5, training={"batch": 5, "optimizer": "sgd"})
     run = active()
     metrics = dict(run.data.metrics)
     assert metrics.pop("memory/training_peak_mib") > 2 * PARAMS * 4 / 2**20  # weights and gradients at least
+    moved = 4 * (15 + PARAMS + 20 + 20 + 15 + PARAMS)
     assert metrics == {
         "params/total": PARAMS, "params/trainable": PARAMS, "memory/weights_mib": pytest.approx(PARAMS * 4 / 2**20, rel=1e-6),
-        "compute/forward_gflops": 2 * 12 * 5 / 1e9,
+        "compute/forward_gflops": 2 * 12 * 5 / 1e9, "memory/moved_mib": pytest.approx(moved / 2**20, rel=1e-6),
+        "compute/arithmetic_intensity": pytest.approx(2 * 2 * 12 * 5 / moved, rel=1e-6),
     }  # fmt: skip
     folder = "modelbudget/Linear"
     assert store.files(run) == {

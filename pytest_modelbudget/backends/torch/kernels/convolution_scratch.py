@@ -16,7 +16,7 @@ _PAGE = 4096
 _PAGES_OF_STRIDED = 7 * _PAGE + 48  # lists of products and masks of two threads, and what lies between them
 _BARRIER = 8_320
 _LEAST_ROWS = 9  # rows of a result from which two threads may share them
-_PLAIN_CHANNELS = 3
+PLAIN_CHANNELS = 3  # images are read as they are
 _EIGHT = 8  # channels of a group that the gradient of weights takes at once, with AVX-512 too
 _WIDEST_DEPTHWISE = 3
 
@@ -143,7 +143,7 @@ class ConvolutionShape:
 
     @property
     def _padded_channels(self) -> int:
-        is_plain = self.channels <= _PLAIN_CHANNELS
+        is_plain = self.channels <= PLAIN_CHANNELS
         return self.channels if is_plain else self.cpu.round_up(self.channels)
 
     def _shares_samples(self) -> bool:

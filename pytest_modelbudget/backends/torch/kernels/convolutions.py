@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pytest_modelbudget.backends.torch.kernels.convolution_scratch import ConvolutionShape
+from pytest_modelbudget.backends.torch.kernels.convolution_scratch import PLAIN_CHANNELS, ConvolutionShape
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
 from pytest_modelbudget.backends.torch.kernels.native_convolutions import (
     native_backward_workspace,
@@ -23,8 +23,6 @@ from pytest_modelbudget.backends.torch.kernels.native_convolutions import (
     runs_natively,
 )
 from pytest_modelbudget.backends.torch.kernels.operand_copies import suggested_format
-
-_PLAIN_CHANNELS = 3  # images are read as they are
 
 
 def convolution_workspace(cpu: Cpu, args: tuple[Any, ...], out: torch.Tensor) -> int:
@@ -101,7 +99,7 @@ class _Convolution:
             size=tuple(map(int, dense.shape[2:])),
             windows=tuple(map(int, windowed.shape[2:])),
         )
-        is_plain = channels <= _PLAIN_CHANNELS and groups == 1
+        is_plain = channels <= PLAIN_CHANNELS and groups == 1
         weight_elements = (
             cpu.round_up(filters) * prod(kernel) * (cpu.round_up(channels) if groups == 1 else channels // groups)
         )

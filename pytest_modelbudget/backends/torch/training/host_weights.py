@@ -39,18 +39,18 @@ class HostWeights:
         """`forward` of `module` with copies of its `weights` on the device, for as long as it runs."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            missing = [weight for weight in weights.values() if id(weight) not in self._copies]
-            for weight in missing:
-                self._copies[id(weight)] = nn.Parameter(_new(weight), weight.requires_grad)
-                self.on_copy(self._copies[id(weight)])
+            missing = {id(weight): weight for weight in weights.values() if id(weight) not in self._copies}
+            for key, weight in missing.items():
+                self._copies[key] = nn.Parameter(_new(weight), weight.requires_grad)
+                self.on_copy(self._copies[key])
             on_host = {name: module._parameters[name] for name in weights}
             module._parameters.update({name: self._copies[id(weight)] for name, weight in weights.items()})
             try:
                 return forward(*args, **kwargs)
             finally:
                 module._parameters.update(on_host)
-                for weight in missing:
-                    del self._copies[id(weight)]
+                for key in missing:
+                    del self._copies[key]
 
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from typing import Any
@@ -40,9 +41,9 @@ class Net(nn.Module):
         return out
 
 
-def runnable(model: nn.Module) -> RunnableModel:
+def runnable(model: nn.Module, rows: int = ROWS) -> RunnableModel:
     """A model on meta that stands for `model`."""
-    return RunnableModel("model", meta_copy(model), parse(f"float32[{ROWS}, {WIDTH}]"))
+    return RunnableModel("model", meta_copy(model), parse(f"float32[{rows}, {WIDTH}]"))
 
 
 def product(first: torch.Tensor, second: torch.Tensor, *, out_dtype: torch.dtype, **options: Any) -> torch.Tensor:
@@ -112,6 +113,32 @@ def test_what_is_not_converted(recipe: dict[str, Any], said: str, monkeypatch: p
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ModelBudgetError, match=said):
         record_step(runnable(Net()), {}, Training(**recipe))
+
+
+@pytest.mark.slow
+def test_rows_that_no_gpu_multiplies() -> None:
+    """The error names the layer and what to write; recipes without products that sum over the rows take any number."""
+    pytest.importorskip("torchao.float8")
+    with pytest.raises(
+        ModelBudgetError, match=r"blocks\.0\.0 gets 10 rows.* multiples of 16 .*rowwise_with_gw_hp.*skip"
+    ):
+        record_step(runnable(Net(), rows=10), {}, Training(fp8="rowwise"))
+    for recipe in (Training(fp8="rowwise_with_gw_hp"), Training(fp8="rowwise", kernels="cpu")):
+        assert record_step(runnable(Net(), rows=10), {}, recipe).peak()
+
+
+@pytest.mark.slow
+def test_the_import_of_torchao_is_quiet() -> None:
+    """What torch logs of torchao's own code is nothing a user can mend; what else that logger has comes through."""
+    pytest.importorskip("torchao.float8")
+    code = (
+        "import logging, torch\n"
+        "from pytest_modelbudget.backends.torch.training.float8 import _converter, Fp8\n"
+        "_converter(Fp8('rowwise'), emulate=True)\n"
+        "logging.getLogger('torch.utils._pytree').warning('is an Enum subclass and is now natively supported')\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stderr.count("\n") == 1, process.stderr
 
 
 def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,23 @@ def test_weights_on_the_host(offload: tuple[str, ...]) -> None:
     assert trace.notes == (f"offloaded: {units.size(whole - left)} of parameters are on the host",)
 
 
+class Twice(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.Parameter(torch.zeros(64, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.first @ self.second
+
+
+def test_a_weight_with_two_names_comes_from_the_host_once() -> None:
+    """The peak is the weight, the input and two products."""
+    runnable = RunnableModel("model", meta_copy(nn.Sequential(Twice())), parse("float32[8, 64]"))
+    assert record_step(runnable, {}, Inference(offload=("*",))).peak() == 4 * (64 * 64 + 3 * 8 * 64)
+
+
 @pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.MultiheadAttention(4, 1)], ids=["LSTM", "attention"])
 def test_modules_that_read_weights_past_the_hooks(module: nn.Module) -> None:
     """accelerate leaves the weights of one on the CPU and finds none of the other's: there is no such run to plan."""
