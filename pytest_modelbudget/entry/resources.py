@@ -32,7 +32,10 @@ def parse(section: Any) -> ResourceLimits:
     if not isinstance(section, Mapping):
         raise ModelBudgetError(f"limits: {section!r} is not a mapping: write {_EXAMPLE}")
     if unknown_keys := [key for key in section if key not in ("seconds", "memory")]:
-        raise ModelBudgetError(f"limits: unknown key {unknown_keys[0]!r}; known are seconds, memory: write {_EXAMPLE}")
+        raise ModelBudgetError(
+            f"limits: unknown key {unknown_keys[0]!r}; known are seconds, memory: write {_EXAMPLE}, "
+            "and how large the model itself may be in budgets"
+        )
     return ResourceLimits({key: None if value is None else _PARSERS[key](value) for key, value in section.items()})
 
 

@@ -42,6 +42,10 @@ from pytest_modelbudget.planner.recipe import (
 RecipeType = type[Training] | type[Inference] | type[Serving]
 
 
+_DEVICE_WORDS = ("device", "devices", "gpu", "fits")
+_DEVICE_HINT = ", a device that the run must fit is a budget (budgets: {fits: RTX 4090}), or asked for with --device"
+
+
 def parse(section: Any, kind: RecipeType) -> AnyRecipe:
     """Read a `training:`, `inference:` or `serving:` section of a manifest.
 
@@ -56,7 +60,7 @@ def parse(section: Any, kind: RecipeType) -> AnyRecipe:
     keys = {f.name for f in fields(kind)}
     for name in section:
         if name not in keys:
-            hint = did_you_mean(name, keys)
+            hint = _DEVICE_HINT if name in _DEVICE_WORDS else did_you_mean(name, keys)
             raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
     return kind(**{name: _checked_value(title, key_of(kind, name), name, value) for name, value in section.items()})
 

@@ -8,6 +8,7 @@ in it: communication between ranks, launches, operators without a FLOP rule, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -60,20 +61,21 @@ def time_bounds(work: Sequence[Work], devices: Iterable[str]) -> Iterator[TimeBo
 def _time_bound(work: Sequence[Work], device: str, speed: Speed) -> TimeBound:
     if unknown := _unknown_dtypes(work, speed):
         return TimeBound(device, None, reason=f"how fast {device} multiplies {', '.join(unknown)} is not known")
-    parts: dict[tuple[str, Limited], int] = {}
-    total = compute_total = 0
+    longer: Counter[tuple[str, Limited]] = Counter()
+    computing: Counter[tuple[str, Limited]] = Counter()
     for item in work:
         rate = speed.flops.get(item.dtype)
         compute = item.least_flops * PICOSECONDS // rate if rate else 0
         memory = _memory_bytes(item, speed.on_chip) * PICOSECONDS // speed.bandwidth
-        longer, limited = max((compute, _COMPUTE), (memory, _MEMORY), key=lambda pair: pair[0])
-        total, compute_total = total + longer, compute_total + compute
-        parts[item.path, limited] = parts.get((item.path, limited), 0) + longer
-    kept = kept_on_chip(work, speed.on_chip) * PICOSECONDS // speed.bandwidth
+        computing[item.path, _COMPUTE] += compute
+        longer[item.path, _COMPUTE if compute >= memory else _MEMORY] += max(compute, memory)
+    with_memory = longer.total() - kept_on_chip(work, speed.on_chip) * PICOSECONDS // speed.bandwidth
+    # Where the chip may hold what the operators read and write, their arithmetic alone is what takes the time.
+    parts = longer if with_memory > computing.total() else computing
     ranked = sorted(parts.items(), key=lambda pair: (-pair[1], pair[0]))
     return TimeBound(
         device,
-        max(total - kept, compute_total),
+        max(with_memory, computing.total()),
         tuple(BoundPart(path, limited, picoseconds) for (path, limited), picoseconds in ranked if picoseconds),
     )
 

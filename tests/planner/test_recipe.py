@@ -35,6 +35,7 @@ def test_every_key_is_read() -> None:
     ("written", "said"),
     [
         pytest.param({"optimiser": "adam"}, "unknown key 'optimiser', did you mean 'optimizer'", id="unknown key"),
+        pytest.param({"device": "A100"}, "unknown key 'device', a device that the run must fit", id="a device"),
         pytest.param({"optimizer": "adamww"}, "training.optimizer: write adamw, ", id="unknown optimizer"),
         pytest.param({"batch": 0}, "training.batch: write a whole number, at least 1, not 0", id="no batch"),
         pytest.param({"batch": True}, "training.batch", id="a flag for a number"),

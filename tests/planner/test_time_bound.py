@@ -31,6 +31,10 @@ def test_what_has_room_on_the_chip_moves_nothing() -> None:
     small = Work("mm", "a", "forward", 1, TERA, TERA, "bfloat16", handed_in=ON_CHIP, handed_on=ON_CHIP)
     large = Work("mm", "a", "forward", 1, 0, 0, "", handed_in=ON_CHIP + 2_039_000_000)
     times = [bound.picoseconds for work in (small, large) for bound in time_bounds([work], [A100])]
+    read = Work("mm", "b", "forward", 1, 0, 0, "", read=ON_CHIP)
+    [bound] = time_bounds([small, read], [A100])
+    assert bound.parts == (BoundPart("a", "compute", times[0] or 0),)
+    assert bound.picoseconds == times[0]
     assert times == [TERA * TERA // 311_869_440_000_000, TERA // 1000]
     assert (
         kept_on_chip([Work("mm", "", "forward", 1, read=7), Work("mm", "", "backward", 2, read=99, written=5)], 10)
