@@ -23,6 +23,7 @@ from pytest_modelbudget.summary import ITEM_BYTES, Below, Fill, Input, TensorSpe
 BATCH = "B"
 """The symbolic dimension that `batch` sizes."""
 
+_NAMED = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*[A-Za-z]")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -155,16 +156,16 @@ def parse(value: object) -> Inputs | Example | None:
 
 def _parse_args(value: object) -> tuple[Tree, ...]:
     if _is_shape(value):
-        return (_parse_tree(value, "args"),)
+        return (_parse_tree(value, "inputs: args"),)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ModelBudgetError(f'inputs: {value!r} is not a list of tensors: write e.g. ["float32[B, 16]"]')
-    return tuple(_parse_tree(item, str(index)) for index, item in enumerate(value))
+    return tuple(_parse_tree(item, f"inputs: {index}") for index, item in enumerate(value))
 
 
 def _parse_kwargs(value: object) -> dict[str, Tree]:
     if not isinstance(value, Mapping):
         raise ModelBudgetError(f'inputs: {value!r} is not a mapping of names to tensors: write {{x: "float32[B, 16]"}}')
-    return {_checked_name(key): _parse_tree(item, str(key)) for key, item in value.items()}
+    return {_checked_name(key): _parse_tree(item, f"inputs: {key}") for key, item in value.items()}
 
 
 def _checked_name(key: object) -> str:
@@ -196,27 +197,28 @@ def _parse_tree(value: object, where: str) -> Tree:
         case Sequence():
             return [_parse_tree(item, f"{where}.{index}") for index, item in enumerate(value)]
         case _:
-            raise ModelBudgetError(f'inputs: {where}: {value!r} is not a tensor: write e.g. "float32[B, 16]"')
+            raise ModelBudgetError(f'{where}: {value!r} is not a tensor: write e.g. "float32[B, 16]"')
 
 
 def _parse_spec(text: str, where: str) -> TensorSpec:
     try:
         return TensorSpec.parse(text)
     except ModelBudgetError as mistake:
-        raise ModelBudgetError(f"inputs: {where}: {mistake}") from None
+        hint = f"; named inputs are a mapping: {{{named[1]}: '...'}}" if (named := _NAMED.match(text)) else ""
+        raise ModelBudgetError(f"{where}: {mistake}{hint}") from None
 
 
 def _checked_spec(spec: TensorSpec, where: str) -> TensorSpec:
     if spec.dtype not in ITEM_BYTES and spec.dtype != "string":
         hint = did_you_mean(spec.dtype, ITEM_BYTES)
-        raise ModelBudgetError(f"inputs: {where}: {spec}: there is no dtype {spec.dtype!r}{hint}")
+        raise ModelBudgetError(f"{where}: {spec}: there is no dtype {spec.dtype!r}{hint}")
     for dim in spec.shape:
         if isinstance(dim, str) and not dim.isidentifier():
-            raise ModelBudgetError(f"inputs: {where}: {spec}: the dimension {dim!r} is neither a size nor a name")
+            raise ModelBudgetError(f"{where}: {spec}: the dimension {dim!r} is neither a size nor a name")
         if dim is None:
-            raise ModelBudgetError(f"inputs: {where}: {spec}: name the open dimension, e.g. T, and size it with dims")
+            raise ModelBudgetError(f"{where}: {spec}: name the open dimension, e.g. T, and size it with dims")
     if spec.values is not None and (problem := _why_values_do_not_fit(spec, spec.values)):
-        raise ModelBudgetError(f"inputs: {where}: {spec}: {problem}")
+        raise ModelBudgetError(f"{where}: {spec}: {problem}")
     return spec
 
 

@@ -61,8 +61,8 @@ YAML = {
     "blanks in a quantity": (f"{_MODEL}    budgets: {{params: '1{' ' * _LONG}!'}}\n", "5: budgets.params: a quantity of"),
     "blanks in a growth": (f"{_MODEL}    budgets: {{params: {{growth: '+{' ' * _LONG}!'}}}}\n", "5: budgets.params.growth"),
     "a device": (f"{_MODEL}    budgets: {{fits: ['{' ' * _LONG}!']}}\n", "5: budgets.fits: no device named"),
-    "a tensor": (f"{_MODEL}    inputs: '{' ' * _LONG}!'\n", "5: inputs: inputs: "),
-    "a value": (f"{_MODEL}    inputs: 'int64[B] = a{' ' * _LONG}b'\n", "5: inputs: inputs: "),
+    "a tensor": (f"{_MODEL}    inputs: '{' ' * _LONG}!'\n", "5: inputs: "),
+    "a value": (f"{_MODEL}    inputs: 'int64[B] = a{' ' * _LONG}b'\n", "5: inputs: "),
     "a size": (f"{_MODEL}    inputs: 'float32[B, {'9' * 5000}]'\n", "a size has at most 18 digits, this one 5,000"),
     "a long key": (f"? {'x' * _LONG}\n: 1\n", "1: a key of 900,000 characters"),
     "a long name with mistakes": (

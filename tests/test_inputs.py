@@ -53,6 +53,7 @@ def test_parse(written: Any, expected: object) -> None:
     ("written", "words"),
     [
         pytest.param("float32[B, 3", "dtype[dim, dim]", id="bracket missing"),
+        pytest.param("ids=int64[B, T]", "named inputs are a mapping: {ids: '...'}", id="a name"),
         pytest.param("float23[B]", "did you mean 'float32'", id="dtype misspelt"),
         pytest.param("float32[B, -1]", "neither a size nor", id="negative size"),
         pytest.param("float32[B, 2*T]", "neither a size nor a name", id="formula"),
