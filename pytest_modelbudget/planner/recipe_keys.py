@@ -220,7 +220,7 @@ def _check_sharding(value: Any) -> tuple[str, Any]:
         by_fsdp = ("tp" in ranks and not {"ddp", "cp"}.isdisjoint(ranks)) or not FULLY_SHARDED.isdisjoint(ranks)
         return ("" if by_fsdp or "casts" not in value else "casts is for fsdp, which has a policy of its own"), value
     valid = _is_reference(value, ("none",))
-    return ("" if valid else "write none or module:callable"), None if value == "none" else value
+    return ("" if valid else "write {fsdp: 8}, none or module:callable"), None if value == "none" else value
 
 
 def _experts_problem(sharding: Mapping[str, Any]) -> str:
