@@ -180,6 +180,7 @@ def _result_data(result: Result) -> dict[str, object]:
     warned = result.state is State.OK and bool(result.warnings)
     used = text.most_used_limit(result)
     bars = [] if result.summary is None else list(_bars(result))
+    in_words = result.state.failed and not bars  # with its warnings
     return {
         "id": harmless(result.id),
         "word": text.state_word(result),
@@ -188,7 +189,7 @@ def _result_data(result: Result) -> dict[str, object]:
         "why": _failure_text(result) if result.state.failed else "",
         "bars": bars,
         "violations": [text.violation_text(violation) for violation in result.failures] if bars else [],
-        "warnings": [text.violation_text(violation) for violation in result.warnings],
+        "warnings": [] if in_words else [text.violation_text(violation) for violation in result.warnings],
         "cells": list(_cells(result)),
         "findings": [harmless(str(finding)) for finding in text.model_findings(result)],
         "used": text.used_text(result),

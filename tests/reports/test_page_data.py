@@ -7,10 +7,11 @@ import json
 import re
 from importlib import resources
 
+from pytest_modelbudget import reports
 from pytest_modelbudget.reports import html
 from pytest_modelbudget.reports.data import model_data
 from pytest_modelbudget.summary import Layer, Summary
-from tests.builders import spec
+from tests.builders import spec, towers
 from tests.pages import DECODER_NOW, checked, decoder
 
 
@@ -45,6 +46,14 @@ def test_what_changed_is_told_row_by_row() -> None:
     assert (earlier[3], earlier[5]) == ("[B, T, 32]", 8 * 32)
     assert data["compared"] == "since the committed snapshot"
     assert json.loads(json.dumps(data)) == data
+
+
+def test_a_warning_beside_a_failure_is_shown_once() -> None:
+    """The words of a failure have it in them; without a failure it stands alone."""
+    warned = {"flops": {"max": "1 MFLOPs", "warn": "1%"}}
+    for budgets in (warned, {"params": 6_000, **warned}):
+        page = reports.render("html", [checked("towers", towers(), budgets)])
+        assert page.count("warn: flops:") == 1
 
 
 def test_the_libraries_are_those_that_were_published() -> None:
