@@ -16,6 +16,7 @@ from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import AnyRecipe, Recipe, Serving, Training, growth, sums
 from pytest_modelbudget.planner.advice import largest_fitting_size, levers, unit_of, with_size
 from pytest_modelbudget.planner.fitting import with_fits
+from pytest_modelbudget.planner.known_states import KnownStates
 from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import describe, refuse_idle_no_sync
 from pytest_modelbudget.planner.ways import cheapest_way
@@ -226,8 +227,11 @@ def _plan_with_advice(subject: CountedModel, recipe: AnyRecipe, *, advice: bool)
     if isinstance(recipe, Serving) or plan.peak_bytes is None or not (advice or _breaks_memory_limit(plan, limits)):
         return plan
     sizes = subject.sizes_of(recipe)
-    helpful = plan.levers or levers(recipe, plan, partial(_measured, subject), sizes.get(BATCH))
-    plan = replace(plan, levers=helpful, ways=tuple(_ways(subject, plan, recipe, sizes.get(BATCH), limits, advice)))
+    known = KnownStates()
+    known.note(recipe, plan)
+    helpful = plan.levers or levers(recipe, plan, partial(_measured, subject, known=known), sizes.get(BATCH))
+    ways = tuple(_ways(subject, plan, recipe, sizes.get(BATCH), limits, advice, known))
+    plan = replace(plan, levers=helpful, ways=ways)
     return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
 
 
@@ -236,14 +240,17 @@ def _with_habits(recipe: AnyRecipe) -> AnyRecipe:
     return resolved(recipe) if isinstance(recipe, Training) else recipe
 
 
-def _measured(subject: CountedModel, recipe: Recipe) -> Plan:
+def _measured(subject: CountedModel, recipe: Recipe, *, known: KnownStates | None = None) -> Plan:
     """The plan of a changed recipe, with whether it fits the devices; it looks at no other habits of a loop."""
-    return with_fits(_plan_or_reason(subject, _with_habits(recipe)), subject.devices)
+    plan = with_fits(_plan_or_reason(subject, _with_habits(recipe)), subject.devices)
+    if known is not None:
+        known.note(recipe, plan)
+    return plan
 
 
-def _measured_fit(subject: CountedModel, recipe: Recipe, device: str) -> Fit | None:
+def _measured_fit(subject: CountedModel, recipe: Recipe, device: str, known: KnownStates) -> Fit | None:
     """Whether a changed recipe fits a device; None where that is not known."""
-    plan = _measured(subject, recipe)
+    plan = _measured(subject, recipe, known=known)
     return None if plan.peak_bytes is None else next(fit for fit in plan.fits if fit.device == device)
 
 
@@ -254,12 +261,14 @@ def _ways(
     batch: int | None,
     limits: Iterable[Budget],
     advice: bool,
+    known: KnownStates,
 ) -> Iterator[Way]:
     """The cheapest way to fit each device that the run does not fit; with advice, where it is tight, too."""
     strict = {device for limit in limits if limit.strict for device in limit.devices}
     for fit in plan.fits:
         if fit.verdict == "does not fit" or (fit.verdict == "tight" and (advice or fit.device in strict)):
-            yield cheapest_way(recipe, fit.device, partial(_measured_fit, subject, device=fit.device), batch)
+            fit_of = partial(_measured_fit, subject, device=fit.device, known=known)
+            yield cheapest_way(recipe, fit.device, fit_of, batch, known=known, capacity=fit.capacity)
 
 
 def _breaks_memory_limit(plan: Plan, limits: Sequence[Budget]) -> bool:

@@ -35,12 +35,18 @@ def unit_of(recipe: Recipe, dim: str) -> int:
     return pipeline_of(recipe.pipeline).microbatches
 
 
-def alternatives(recipe: Recipe, batch: int | None = None) -> Iterator[tuple[str, Recipe, str]]:
+def alternatives(
+    recipe: Recipe, batch: int | None = None, plan: Plan | None = None
+) -> Iterator[tuple[str, Recipe, str]]:
     """Single changes of a recipe that save memory: an order, the changed recipe, and what it costs.
 
-    `batch` is the size of B in the run, None where there is none.
+    `batch` is the size of B in the run, None where there is none. Of a recorded run, with its `plan`, those are left
+    out that cannot lower the peak by a hundredth.
     """
+    least = 0 if plan is None or plan.reserved_bytes is None else LEAST_SAVING * (plan.peak_bytes or 0)
     for change in (*changes_of(recipe), *islice(smaller_passes(recipe, batch), 1)):
+        if plan is not None and change.most_saved(plan) < least:
+            continue
         yield change.name, change.applied(recipe), change.note
 
 
@@ -52,7 +58,7 @@ def levers(recipe: Recipe, plan: Plan, measure: Measure, batch: int | None = Non
     if plan.peak_bytes is None:
         return ()
     helpful = []
-    for name, changed, note in alternatives(recipe, batch):
+    for name, changed, note in alternatives(recipe, batch, plan):
         peak = measure(changed).peak_bytes
         if peak is not None and plan.peak_bytes - peak >= LEAST_SAVING * plan.peak_bytes:
             helpful.append(Lever(name, peak, note))

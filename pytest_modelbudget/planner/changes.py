@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import Recipe, Training
 from pytest_modelbudget.planner.written import flow_text
+from pytest_modelbudget.summary import Plan
 
 Cost = Literal["free", "code", "memory", "compute", "numerics", "devices"]
 COSTS: tuple[Cost, ...] = ("free", "code", "memory", "compute", "numerics", "devices")
@@ -24,14 +25,30 @@ def _trains(recipe: Recipe) -> bool:
     return isinstance(recipe, Training)
 
 
+def _all(plan: Plan) -> int:
+    return plan.peak_bytes or 0
+
+
+def _outputs_at_the_peak(plan: Plan) -> int:
+    return plan.by_role().get("output", 0)
+
+
+def _all_in_the_optimizer(plan: Plan) -> int:
+    return _all(plan) if plan.phase == "optimizer" else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Keys of a recipe at other values: the kind of what that costs, and a `note` on it; `applies` says to which."""
+    """Keys of a recipe at other values: the kind of what that costs, and a `note` on it; `applies` says to which.
+
+    `most_saved` are the bytes of the peak of a recorded run that may go with it, at most.
+    """
 
     cost: Cost
     values: Mapping[str, Any]
     note: str = ""
     applies: Callable[[Recipe], bool] = _trains
+    most_saved: Callable[[Plan], int] = _all
 
     @property
     def name(self) -> str:
@@ -76,15 +93,18 @@ def _optimizer(name: str) -> dict[str, Any]:
 
 
 CHANGES: tuple[Change, ...] = (
-    Change("free", {"fused": True, "foreach": None}, "", _has_unfused_adam),
-    Change("code", {"outputs": "dropped"}, "let go of the outputs before the backward pass", _keeps_outputs),
+    Change("free", {"fused": True, "foreach": None}, "", _has_unfused_adam, _all_in_the_optimizer),
+    Change(
+        "code", {"outputs": "dropped"}, "let go of the outputs before the backward pass", _keeps_outputs,
+        _outputs_at_the_peak,
+    ),
     Change("compute", {"checkpointing": "blocks"}, "about a third more compute", _keeps_all),
     Change("numerics", {"precision": "bf16-mixed"}, "", _trains_in_full_precision),
     Change("numerics", _optimizer("adamw-8bit"), "needs bitsandbytes", _has_adam),
     Change("numerics", {"precision": "bf16"}, "weights in half precision may train worse", _has_wide_weights),
     Change("numerics", _optimizer("adafactor"), "trains differently", _has_adam),
     Change("devices", {"sharding": {"fsdp": 8}}, "eight devices, each with this batch", _is_whole),
-)
+)  # fmt: skip
 """All changes but accumulation, which depends on the batch, by what they cost."""
 
 

@@ -8,6 +8,7 @@ Sizes by version are in `devices.yaml`, with their sources.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 from pytest_modelbudget.planner.allocator import next_storage_number
 from pytest_modelbudget.planner.devices import Device, device_data, version_tuple
@@ -44,6 +45,11 @@ def blas_workspaces(torch: str, on: Device) -> BlasWorkspaces:
     return BlasWorkspaces(row.get(kind, row["bytes"]), row["kept"], row["lt"], row["lt_kept"], row["source"])
 
 
+@cache
+def _plain_name(operator: str) -> str:
+    return operator.rpartition(".")[2].rstrip("_")
+
+
 def with_blas(trace: MemoryTrace, sizes: BlasWorkspaces) -> MemoryTrace:
     """`trace` with the workspaces of its matrix products: kept ones as storages of the role `workspace`, others while
     an operator runs.
@@ -55,11 +61,14 @@ def with_blas(trace: MemoryTrace, sizes: BlasWorkspaces) -> MemoryTrace:
     events, roles = [], dict(trace.roles)
     threads_served: set[tuple[str, bool]] = set()
     for event in trace.events:
-        name = event.op.rpartition(".")[2].rstrip("_")
+        name = _plain_name(event.op)
+        if name not in _MATRIX_PRODUCTS:
+            events.append(event)
+            continue
         kept_workspaces: list[tuple[int, int]] = []
         call_workspace = 0
         for needs, size, kept, fused in (
-            (name in _MATRIX_PRODUCTS, sizes.workspace, sizes.kept, False),
+            (True, sizes.workspace, sizes.kept, False),
             (name in _FUSED_PRODUCTS, sizes.fused, sizes.fused_kept, True),
         ):
             thread = ("autograd" if event.phase == "backward" else "main", fused)

@@ -13,19 +13,22 @@ from pytest_modelbudget.planner.segments import DEFAULT, Settings
 from pytest_modelbudget.summary import Fit, Margin
 
 
-def fit_trace(trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, repeats: int = 0) -> Fit:
+def fit_trace(
+    trace: MemoryTrace, on: Device, settings: Settings = DEFAULT, *, repeats: int = 0, reserve: Reserve | None = None
+) -> Fit:
     """Whether the run on `trace` fits a device, with the reserve of the caching allocator and the highest context.
 
     At least it needs what is alive at once and the lowest context. On top may come the range of the context, what the
     driver keeps, what the allocator reserves without use, workspaces of convolutions where they break up its memory (a
     run does without them where they find no room), and what a plan may be off. A reserve that is too large may still
     fit: a full device makes the allocator give back what it only keeps, so the run is replayed with the device's limit.
+    `reserve` is that of a replay without a limit, where it is known.
     """
 
     def run(trace: MemoryTrace, capacity: int | None) -> Reserve:
         return replay(trace, settings, capacity=capacity, repeats=repeats)
 
-    reserve = run(trace, None)
+    reserve = reserve or run(trace, None)
     alive = reserve.peak_allocated
     limit = on.free - alive * trace.error_percent // 100
     if reserve.peak_reserved <= limit:

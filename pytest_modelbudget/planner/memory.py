@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
-from pytest_modelbudget.planner.allocator import replay
+from pytest_modelbudget.planner.allocator import Reserve, replay
 from pytest_modelbudget.planner.devices import Device, device_by_name, need_note
-from pytest_modelbudget.planner.libraries import blas_workspaces, conv_bounds, with_blas, with_convolutions
+from pytest_modelbudget.planner.libraries import (
+    BlasWorkspaces,
+    blas_workspaces,
+    conv_bounds,
+    with_blas,
+    with_convolutions,
+)
 from pytest_modelbudget.planner.margins import fit_trace
 from pytest_modelbudget.planner.memory_trace import PLAN_ERROR_PERCENT, MemoryTrace
 from pytest_modelbudget.planner.segments import DEFAULT
 from pytest_modelbudget.planner.time_bound import time_bounds
 from pytest_modelbudget.planner.timeline import plan_of
-from pytest_modelbudget.summary import Kind, Plan
+from pytest_modelbudget.summary import Fit, Kind, Plan
 
 DEFAULT_DEVICE = Device("any", 0, source="an NVIDIA card before Hopper, when no device is named")
 """Whose workspaces count when no device is named."""
@@ -37,11 +44,20 @@ def memory_plan(trace: MemoryTrace, kind: Kind, recipe: str, *, torch: str, devi
     """
     named_devices = {name: device_by_name(name) for name in devices}
     on = next(iter(named_devices.values()), DEFAULT_DEVICE)
-    complete = with_blas(trace, blas_workspaces(torch, on))
+    repeats = REPEATS if len(trace.steps) > 1 else 0
+
+    @cache
+    def replayed(workspaces: BlasWorkspaces) -> tuple[MemoryTrace, Reserve]:
+        complete = with_blas(trace, workspaces)
+        return complete, replay(complete, DEFAULT, repeats=repeats)
+
+    def fit_on(device: Device) -> Fit:
+        complete, reserve = replayed(blas_workspaces(torch, device))
+        return fit_trace(complete, device, repeats=repeats, reserve=reserve)
+
+    complete, reserve = replayed(blas_workspaces(torch, on))
     plan = plan_of(complete, kind, recipe)
     error = trace.error_percent if trace.error_percent > PLAN_ERROR_PERCENT else 0
-    repeats = REPEATS if len(trace.steps) > 1 else 0
-    reserve = replay(complete, DEFAULT, repeats=repeats)
     return replace(
         plan,
         reserved_bytes=reserve.peak_reserved,
@@ -52,10 +68,7 @@ def memory_plan(trace: MemoryTrace, kind: Kind, recipe: str, *, torch: str, devi
             *plan.notes,
             *dict.fromkeys(f"what fits: a need {need_note(target)}" for target in named_devices.values()),
         ),
-        fits=tuple(
-            replace(fit_trace(with_blas(trace, blas_workspaces(torch, target)), target, repeats=repeats), device=name)
-            for name, target in named_devices.items()
-        ),
+        fits=tuple(replace(fit_on(target), device=name) for name, target in named_devices.items()),
     )
 
 

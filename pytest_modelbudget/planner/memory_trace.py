@@ -83,7 +83,8 @@ class MemoryTrace:
         sizes = {item.storage: item.bytes for item in self.held}
         total = sum(sizes.values())
         for event in self.events:
-            total -= sum(sizes.pop(number, 0) for number in event.freed)
+            for number in event.freed:
+                total -= sizes.pop(number, 0)
             for number, size in event.made:
                 total += size - sizes.get(number, 0)
                 sizes[number] = size

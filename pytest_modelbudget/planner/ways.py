@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from pytest_modelbudget.planner.changes import COSTS, Change, changes_of, smaller_passes
+from pytest_modelbudget.planner.known_states import KnownStates
 from pytest_modelbudget.planner.recipe import Recipe, describe
 from pytest_modelbudget.planner.written import recipe_text
 from pytest_modelbudget.summary import Fit, Way
@@ -16,15 +17,24 @@ FitOf = Callable[[Recipe], Fit | None]
 """Whether a run by a recipe fits the device; None where it cannot be planned."""
 
 
-def cheapest_way(recipe: Recipe, device: str, fit_of: FitOf, batch: int | None = None) -> Way:
+def cheapest_way(
+    recipe: Recipe,
+    device: str,
+    fit_of: FitOf,
+    batch: int | None = None,
+    *,
+    known: KnownStates | None = None,
+    capacity: int = 0,
+) -> Way:
     """The cheapest changes with which the run surely fits `device`, and the recipe with them.
 
     Changes are added by what they cost, cheapest kind first (the batch at its smallest at once), until the run fits;
     then, dearest first, each is taken back without which it still fits, and the batch is made as large as fits. So none
-    of those that are left can be left out. At most `MOST_RECORDINGS` plans are made; a way without a recipe says that
-    none was found among them.
+    of those that are left can be left out. A run whose weights and states alone are more than the `capacity`, by what
+    is `known` of them, is not recorded. At most `MOST_RECORDINGS` plans are made; a way without a recipe says that none
+    was found among them.
     """
-    trials = _Trials(recipe, fit_of)
+    trials = _Trials(recipe, fit_of, known or KnownStates(), capacity)
     passes = list(smaller_passes(recipe, batch))
     taken = trials.added(_by_cost([*changes_of(recipe), *passes[-1:]]))
     if not taken:
@@ -52,8 +62,8 @@ def _applied(recipe: Recipe, changes: Iterable[Change]) -> Recipe:
 class _Trials:
     """Combinations of changes of one recipe, each recorded once; after the most recordings none fits any more."""
 
-    def __init__(self, recipe: Recipe, fit_of: FitOf) -> None:
-        self._recipe, self._fit_of = recipe, fit_of
+    def __init__(self, recipe: Recipe, fit_of: FitOf, known: KnownStates, capacity: int) -> None:
+        self._recipe, self._fit_of, self._known, self._capacity = recipe, fit_of, known, capacity
         self._fits: dict[str, Fit | None] = {}
 
     @property
@@ -63,6 +73,8 @@ class _Trials:
 
     def fit(self, changes: Sequence[Change]) -> bool:
         """Whether the run surely fits with these changes."""
+        if self._is_too_large(changes):
+            return False
         fit = self._recorded(changes)
         return fit is not None and fit.verdict == "fits"
 
@@ -70,12 +82,26 @@ class _Trials:
         """The changes up to the one with which the run fits, but those that it cannot be planned with; else none."""
         taken: list[Change] = []
         for change in changes:
-            if self._recorded([*taken, change]) is None:
-                continue
-            taken.append(change)
-            if self.fit(taken):
-                return taken
+            if (combined := self._planned_with(taken, change)) is not None:
+                taken = combined
+                if self.fit(taken):
+                    return taken
         return []
+
+    def _planned_with(self, taken: list[Change], change: Change) -> list[Change] | None:
+        """`taken` with `change`, or without the dearest that excludes it; None where the run cannot be planned so."""
+        if self._known.refused(change.applied(self._recipe)):
+            return None
+        if self._is_too_large(combined := [*taken, change]):
+            return combined  # it is planned with what is added until the run fits
+        for rest in (taken, *([other for other in taken if other is not excluded] for excluded in reversed(taken))):
+            if self._recorded(combined := [*rest, change]) is not None:
+                return combined
+        return None
+
+    def _is_too_large(self, changes: Sequence[Change]) -> bool:
+        """Whether what the run holds all the time leaves no room: it needs no recording."""
+        return self._known.least_bytes(_applied(self._recipe, changes)) > self._capacity
 
     def largest_passes(self, taken: list[Change], passes: Sequence[Change]) -> list[Change]:
         """`taken` with the largest of `passes` that fits in place of the smallest."""

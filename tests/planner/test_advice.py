@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pytest_modelbudget.planner import Inference, Recipe, Training
 from pytest_modelbudget.planner.advice import alternatives, largest_fitting_size, levers, with_size
-from pytest_modelbudget.summary import Plan
+from pytest_modelbudget.summary import Part, Plan
 
 LAWS: dict[str, tuple[Callable[[int], int], int]] = {
     "a line": (lambda size: 7 * size, 6),
@@ -90,3 +91,18 @@ def test_a_dimension_at_another_size() -> None:
     """The batch has a key of its own."""
     assert with_size(Training(), "B", 4) == replace(Training(), batch=4)
     assert with_size(Training(dims={"T": 2}), "T", 4).dims == {"T": 4}
+
+
+@pytest.mark.parametrize(
+    ("phase", "outputs", "looked_at"),
+    [
+        pytest.param("backward", 40, set(), id="the peak is elsewhere, and outputs are less than a hundredth of it"),
+        pytest.param("optimizer", 0, {"fused: true"}, id="the peak is in the optimizer"),
+        pytest.param("backward", 62, {"outputs: dropped"}, id="outputs are a hundredth of the peak"),
+    ],
+)
+def test_what_surely_saves_too_little_is_not_recorded(phase: Any, outputs: int, looked_at: set[str]) -> None:
+    """A peak that is not in the optimizer stays without its temporaries, and no more than the outputs goes with them."""
+    plan = Plan("training", "", 6200, phase=phase, parts=(Part("output", "", outputs),), reserved_bytes=7000)
+    names = {name for name, _, _ in alternatives(Training(batch=32), 32, plan)}
+    assert names & {"fused: true", "outputs: dropped"} == looked_at

@@ -8,8 +8,10 @@ import pytest
 
 from pytest_modelbudget.loading import read_yaml
 from pytest_modelbudget.planner import Inference, Recipe, Training, written
+from pytest_modelbudget.planner.advice import alternatives
+from pytest_modelbudget.planner.known_states import KnownStates
 from pytest_modelbudget.planner.ways import MOST_RECORDINGS, cheapest_way
-from pytest_modelbudget.summary import Fit
+from pytest_modelbudget.summary import Fit, Part, Plan
 
 
 def bytes_of(recipe: Recipe) -> int:
@@ -92,3 +94,41 @@ def test_a_pasted_recipe_is_the_same(recipe: Any) -> None:
     text = written.recipe_text(recipe)
     assert "\n" not in text
     assert read_section(text) == recipe
+
+
+def plan_by_formula(recipe: Recipe) -> Plan:
+    """The made-up model, recorded: what is alive at its peak."""
+    assert isinstance(recipe, Training)
+    share = (1 if recipe.sharding is None else 8) * (2 if recipe.precision == "bf16" else 1)
+    states = {"adamw": 2000, "adamw-8bit": 500, "adafactor": 10}[str(recipe.optimizer)]
+    parts = Part("param", "", 1000 // share), Part("optimizer", "", states // share)
+    return Plan("training", "", bytes_of(recipe), parts=parts, reserved_bytes=bytes_of(recipe))
+
+
+@pytest.mark.parametrize("capacity", [400, 1600, 3050, 4000, 6200])
+def test_what_its_states_alone_fill_is_not_recorded(capacity: int) -> None:
+    """The way is the same as without what is known, and no run is recorded whose known states are too large."""
+    base, known, recorded = Training(batch=32), KnownStates(), []
+    for recipe in (base, *(changed for _, changed, _ in alternatives(base, 32))):
+        known.note(recipe, plan_by_formula(recipe))
+
+    def fit_of(recipe: Recipe) -> Fit:
+        recorded.append(recipe)
+        return Fit("card", capacity, bytes_of(recipe))
+
+    way = cheapest_way(base, "card", fit_of, batch=32, known=known, capacity=capacity)
+    assert all(known.least_bytes(recipe) <= bytes_of(recipe) for recipe in recorded)
+    assert all(known.least_bytes(recipe) <= capacity for recipe in recorded)
+    unhurried = cheapest_way(base, "card", lambda recipe: Fit("card", capacity, bytes_of(recipe)), batch=32)
+    assert (way.recipe, way.changes) == (unhurried.recipe, unhurried.changes)
+    assert way.tried == len(recorded) <= unhurried.tried
+
+
+def test_changes_that_exclude_each_other() -> None:
+    """Where an optimizer cannot be sharded and nothing but both would do, the dearest that goes together is found."""
+
+    def fit_of(recipe: Recipe) -> Fit | None:
+        assert isinstance(recipe, Training)
+        return None if recipe.optimizer == "adafactor" and recipe.sharding else Fit("card", 110, bytes_of(recipe))
+
+    assert "adamw-8bit" in cheapest_way(Training(batch=32), "card", fit_of, batch=32).recipe
