@@ -196,7 +196,8 @@ class _Mish(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(input)
-        return torch.ops.aten.mish(input)  # type: ignore[no-any-return]
+        out: torch.Tensor = torch.ops.aten.mish(input)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
