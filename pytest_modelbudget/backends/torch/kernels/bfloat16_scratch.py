@@ -65,14 +65,18 @@ def weight_gradient_products(shape: ConvolutionShape) -> int:
     return shape.weight_products(_HALF) + 3 * _ALIGNED if is_wide or is_uneven else 0
 
 
-def weight_gradient_scratch(shape: ConvolutionShape) -> int:
-    """The same of the gradient of the weights, which is made of transposed operands and summed up in float32."""
+def weight_gradient_scratch(shape: ConvolutionShape, with_bias: bool) -> int:
+    """The same of the gradient of the weights, which is made of transposed operands and summed up in float32.
+
+    `with_bias` counts the sums of that of a bias, too.
+    """
     if shape.is_depthwise:
         shared = min(max(1, THREADS // min(_blocks(shape.channels), THREADS)), shape.batch)
-        return FLOAT * shared * _blocks(shape.channels) * _LANES * prod(shape.kernel) + _ALIGNED
+        bias = FLOAT * shape.channels + _ALIGNED if with_bias else 0
+        return FLOAT * shared * _blocks(shape.channels) * _LANES * prod(shape.kernel) + _ALIGNED + bias
     if _is_pointwise(shape):
-        return _pointwise_weight_gradient(shape)
-    return _windowed_weight_gradient(shape)
+        return _pointwise_weight_gradient(shape, with_bias)
+    return _windowed_weight_gradient(shape, with_bias)
 
 
 def _is_pointwise(shape: ConvolutionShape) -> bool:
@@ -145,7 +149,7 @@ def _is_cheaper_split(shape: ConvolutionShape, read: int, made: int, at_once: in
     return by_channels <= by_places if is_first else by_channels < by_places
 
 
-def _pointwise_weight_gradient(shape: ConvolutionShape) -> int:
+def _pointwise_weight_gradient(shape: ConvolutionShape, with_bias: bool) -> int:
     places, width = prod(shape.windows), shape.windows[-1]
     rows = (1, *shape.windows)[-2]
     filters, channels = _blocks(shape.filters), _blocks(shape.channels)
@@ -160,8 +164,9 @@ def _pointwise_weight_gradient(shape: ConvolutionShape) -> int:
     shares = pointwise_shares(shape.batch * most_of(places, run), run, filters, channels, _LANES, weighs)
     filters_at_once = best_divider(filters, 16, filters, largest=False)
     channels_at_once = best_divider(channels, 5, channels, largest=False)
-    sums = FLOAT * shares.samples * filters * channels * _LANES**2 + _ALIGNED
+    sums = FLOAT * shares.samples * filters * _LANES * (channels * _LANES + with_bias) + _ALIGNED
     sums += _BARRIER if shares.samples > 1 else 0
+    sums += _HALF * filters * _LANES + _ALIGNED if with_bias and shape.filters % _LANES else 0
     transposed = 0
     if not is_direct:
         per_block = _HALF * shares.threads * (places + places % 2) * _LANES
@@ -170,7 +175,7 @@ def _pointwise_weight_gradient(shape: ConvolutionShape) -> int:
     return sums + transposed + gathered
 
 
-def _windowed_weight_gradient(shape: ConvolutionShape) -> int:
+def _windowed_weight_gradient(shape: ConvolutionShape, with_bias: bool) -> int:
     """`init_conf`, `balance` and `init_scratchpad` of the kernel of windows."""
     dims = len(shape.size)
     is_image = _reads_image(shape)
@@ -228,7 +233,7 @@ def _windowed_weight_gradient(shape: ConvolutionShape) -> int:
         for sharing in (shares.filters, shares.channels):
             if sharing > 1 and not by_rows:
                 scratch += _PAGE * (threads // sharing + 1)
-    sums = FLOAT * shares.samples * shape.groups * filters * _LANES * channels * lanes * taps
+    sums = FLOAT * shares.samples * shape.groups * filters * _LANES * (channels * lanes * taps + with_bias)
     return scratch + sums + _ALIGNED + (0 if by_rows else _BARRIER)
 
 

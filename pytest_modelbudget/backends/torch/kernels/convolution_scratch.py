@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from math import prod
 
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
-from pytest_modelbudget.backends.torch.kernels.thread_shares import best_divider, most_of, pointwise_shares
+from pytest_modelbudget.backends.torch.kernels.thread_shares import (
+    Shares,
+    best_divider,
+    most_of,
+    pointwise_shares,
+    shares_each_sum,
+)
 
 _ALIGNED = 128  # what lies between the parts of a scratch
 _PAGE = 4096
@@ -166,20 +172,32 @@ class ConvolutionShape:
         filters = self.cpu.round_up(self.filters)
         if prod(self.kernel) == 1:
             channels = self.cpu.round_up(self.channels)
-            return FLOAT * filters * channels + _BARRIER if self._shares_places() else 0
+            return FLOAT * filters * channels + _BARRIER if self._pointwise_shares().samples > 1 else 0
         if not self._shares_samples():
             return 0
         return FLOAT * filters * (self._padded_channels * prod(self.kernel) + 1) + _BARRIER
 
-    def _shares_places(self) -> bool:
-        """Whether the two threads share places of a pointwise one: `jit_avx512_common_1x1_conv_kernel.cpp`."""
+    def summed_bias(self) -> int:
+        """The gradient of a pointwise one's bias in whole blocks, and once more where two threads share its samples.
+
+        See `jit_avx512_common_1x1_convolution.hpp` and `cpu_reducer.cpp`; those of other kernels are with the weights.
+        """
+        if not self.cpu.is_wide or not self.is_pointwise or self.groups > 1:
+            return 0
+        filters = self.cpu.round_up(self.filters)
+        padded = FLOAT * filters + _ALIGNED if filters > self.filters else 0
+        is_shared = self._pointwise_shares().threads > 1 and shares_each_sum(filters // self.cpu.lanes, self.batch)
+        return padded + (FLOAT * filters + _PAGE + 2 * _PAGE if is_shared else 0)
+
+    def _pointwise_shares(self) -> Shares:
+        """What threads share of the gradient of a pointwise one's weights: `jit_avx512_common_1x1_conv_kernel.cpp`."""
         places, width, lanes = prod(self.windows), self.windows[-1], self.cpu.lanes
         run = best_divider(places, 7, 16, largest=True)
         if places % run:
             run = best_divider(width, 4, width, largest=False)
         run = run if run <= 256 else 1
         filters, channels = (self.cpu.round_up(count) // lanes for count in (self.filters, self.channels))
-        return pointwise_shares(self.batch * most_of(places, run), run, filters, channels, lanes, 12).samples > 1
+        return pointwise_shares(self.batch * most_of(places, run), run, filters, channels, lanes, 12)
 
     @property
     def _padded_channels(self) -> int:

@@ -36,7 +36,8 @@ def convolution_workspace(cpu: Cpu, args: tuple[Any, ...], out: torch.Tensor) ->
 def convolution_backward_workspace(cpu: Cpu, args: tuple[Any, ...]) -> int:
     """The same of `aten.convolution_backward(*args)`."""
     gradient, input, weight = args[:3]
-    convolution = _Convolution.of(cpu, input, weight, gradient, args[4], args[5], args[6], args[7], args[9])
+    options, with_bias = (args[4], args[5], args[6], args[7], args[9]), bool(args[10][2])
+    convolution = _Convolution.of(cpu, input, weight, gradient, *options, with_bias=with_bias)
     if convolution is None:
         return 0
     # What torch's own kernels make is in plain order, and so is its gradient, also where the trace has it otherwise.
@@ -92,8 +93,9 @@ class _Convolution:
         dilation: Any,
         transposed: bool,
         groups: int,
+        with_bias: bool = False,
     ) -> _Convolution | None:
-        """The sizes; None for a kernel without a rule."""
+        """The sizes, `with_bias` for a backward pass to one, too; None for a kernel without a rule."""
         if input.dtype is not weight.dtype or not input.numel():
             return None
         dense, windowed = (output, input) if transposed else (input, output)  # windows of `dense` make `windowed`
@@ -137,7 +139,7 @@ class _Convolution:
             gradient_weight=plain_weight if is_plain else padded_weight,
             padded_weight=padded_weight,
             gemm=_Scratch(to_weight=bfloat16.weight_gradient_products(shape)) if is_half else _gemm_scratch(shape),
-            scratch=_half_scratch(shape) if is_half else _scratch(shape, transposed),
+            scratch=_half_scratch(shape, with_bias) if is_half else _scratch(shape, transposed, with_bias),
             copies=(cpu.copies + 1) * padded_weight if shape.is_depthwise else 0,
             is_native=is_native,
             transposed=transposed,
@@ -150,16 +152,17 @@ def _gemm_scratch(shape: ConvolutionShape) -> _Scratch:
     return _Scratch(shape.gemm_forward(), shape.gemm_input_gradient(), shape.gemm_weight_gradient())
 
 
-def _scratch(shape: ConvolutionShape, transposed: bool) -> _Scratch:
+def _scratch(shape: ConvolutionShape, transposed: bool, with_bias: bool) -> _Scratch:
     gathered, gradient = shape.gathered_places(), shape.strided_gradient()
     if transposed:
         return _Scratch(gradient, gradient, gathered)
-    return _Scratch(gathered, gradient, gathered + shape.summed_weights())
+    summed = shape.summed_weights() + (shape.summed_bias() if with_bias else 0)
+    return _Scratch(gathered, gradient, gathered + summed)
 
 
-def _half_scratch(shape: ConvolutionShape) -> _Scratch:
-    rules = bfloat16.forward_scratch, bfloat16.input_gradient_scratch, bfloat16.weight_gradient_scratch
-    return _Scratch(*(rule(shape) for rule in rules))
+def _half_scratch(shape: ConvolutionShape, with_bias: bool) -> _Scratch:
+    forward, gradient = bfloat16.forward_scratch(shape), bfloat16.input_gradient_scratch(shape)
+    return _Scratch(forward, gradient, bfloat16.weight_gradient_scratch(shape, with_bias))
 
 
 def _forward(convolution: _Convolution) -> int:

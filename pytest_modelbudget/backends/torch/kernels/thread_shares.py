@@ -48,6 +48,20 @@ def pointwise_shares(samples: int, run: int, filters: int, channels: int, lanes:
     return cheapest_shares(cost, samples, filters, channels)
 
 
+def shares_each_sum(sums: int, samples: int) -> bool:
+    """Whether two threads share the `samples` of each of so many sums, not the sums: `cpu_reducer.cpp`, `balance`."""
+    least = max(1, sums // THREADS)
+    together = min(THREADS // min(sums // least, THREADS), samples)
+    cost = sums * samples
+    for of_group in range(least, sums):
+        groups = min(sums // of_group, THREADS)
+        threads = min(THREADS // groups, samples)
+        work = most_of(sums, groups) * (most_of(samples, threads) + (threads > 1))
+        if work < cost:
+            together, cost = threads, work
+    return together > 1
+
+
 def best_divider(value: int, least: int, most: int, *, largest: bool, step: int = 1) -> int:
     """The size of parts, `most` or by steps of `step` less, that adds the least to `value` when it is made whole parts.
 
