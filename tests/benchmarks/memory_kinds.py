@@ -328,7 +328,7 @@ KINDS: dict[str, Kind] = {
         "adafactor",
     ),
     "wav2vec2": Kind(
-        transformers_model("Wav2Vec2Model", "Wav2Vec2Config", **SMALL, intermediate_size=256, mask_time_prob=0.0),
+        transformers_model("Wav2Vec2Model", "Wav2Vec2Config", **SMALL, intermediate_size=256, mask_time_prob=0.0, layerdrop=0.0),
         "float32[1, 4000]",
     ),
     "autoencoder": Kind(Autoencoder, "float32[16, 784]", {}, "adagrad"),

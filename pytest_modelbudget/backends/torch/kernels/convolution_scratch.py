@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from math import prod
 
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
+from pytest_modelbudget.backends.torch.kernels.thread_shares import (
+    Shares,
+    best_divider,
+    most_of,
+    pointwise_shares,
+    shares_each_sum,
+)
 
 _ALIGNED = 128  # what lies between the parts of a scratch
 _PAGE = 4096
-_PAGES_OF_STRIDED = 7 * _PAGE + 48  # lists of products and masks of two threads, and what lies between them
+_PRODUCT = 40  # bytes of an entry in the list of products that are summed up
 _BARRIER = 8_320
 _LEAST_ROWS = 9  # rows of a result from which two threads may share them
 PLAIN_CHANNELS = 3  # images are read as they are
@@ -66,7 +73,7 @@ class ConvolutionShape:
         return self.groups > 1 and not self.is_depthwise and any(count % block for count in per_group)
 
     @property
-    def _is_wide_depthwise(self) -> bool:
+    def is_wide_depthwise(self) -> bool:
         """Whether a depthwise one is more than the kernel of its gradients takes: three wide in a plane."""
         is_far = any(padding > width // 2 for padding, width in zip(self.padding, self.kernel, strict=True))
         return self.kernel[-1] > _WIDEST_DEPTHWISE or self._is_deep_or_dilated or is_far
@@ -74,6 +81,21 @@ class ConvolutionShape:
     @property
     def _is_deep_or_dilated(self) -> bool:
         return len(self.kernel) == 3 or max(self.dilation) > 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it reads single points, without padding."""
+        return prod(self.kernel) == 1 and not any(self.padding)
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether a pointwise one has the places that it reads gathered first: `jit_uni_1x1_conv_utils.hpp`, rtus."""
+        reached = tuple(count * stride for count, stride in zip(self.windows, self.strides, strict=True))
+        return self.is_strided and self.is_pointwise and len(self.size) < 3 and reached == self.size
+
+    def gathered_places(self) -> int:
+        """The places that a strided pointwise one reads, of all channels, for each thread."""
+        return FLOAT * THREADS * self.cpu.round_up(self.channels) * prod(self.windows) if self.is_gathered else 0
 
     def gemm_forward(self) -> int:
         """Scratch of a forward pass that runs as products of matrices, 0 for one that does not."""
@@ -99,14 +121,18 @@ class ConvolutionShape:
         return self._columns * (THREADS if rows_are_few and (self.batch > 1 or self.groups > 2) else 1) + _ALIGNED
 
     def gemm_weight_gradient(self) -> int:
-        """The same of the gradient of its weights, with four times the weights for each thread."""
+        """The same of the gradient of its weights."""
         is_deep = not self.cpu.is_wide and len(self.kernel) == 3 and self.kernel[0] > 1
         is_gemm = is_deep or self._splits_blocks(_EIGHT) or self.kernel[-1] > (14 if self.cpu.is_wide else 13)
-        if not (self._is_wide_depthwise if self.is_depthwise else is_gemm):
+        if not (self.is_wide_depthwise if self.is_depthwise else is_gemm):
             return 0
+        return self.weight_products(FLOAT) + 2 * _ALIGNED
+
+    def weight_products(self, itemsize: int) -> int:
+        """What the windows of one group see, of elements of `itemsize`, and four times the weights, for each thread."""
         threads = THREADS if self._places // THREADS < 256 and (self.batch > 1 or self.groups > 2) else 1
         weight_bytes = FLOAT * self.filters * (self.channels // self.groups) * prod(self.kernel)
-        return threads * (4 * weight_bytes + self._columns) + 2 * _ALIGNED
+        return threads * (4 * weight_bytes + self._columns * itemsize // FLOAT)
 
     @property
     def _places(self) -> int:
@@ -118,7 +144,7 @@ class ConvolutionShape:
         """What the windows of one group see, written out for a plane."""
         return FLOAT * self.channels // self.groups * prod(self.kernel) * self._places
 
-    def strided_gradient(self) -> int:
+    def strided_gradient(self, itemsize: int = FLOAT) -> int:
         """Scratch of the gradient of a strided one's input: for each thread the result's, with channels last.
 
         Where rows of the input are no multiple of the stride, a row of it, too; long rows of one dimension may be made
@@ -132,14 +158,46 @@ class ConvolutionShape:
             _whole_pages(-(-width // stride) * stride * stride * self.channels // self.groups) if width % stride else 0
         )
         elements = _whole_pages(self.filters * reach) + row
-        return FLOAT * THREADS * elements + _PAGES_OF_STRIDED + (_PAGE if row else 0)
+        products = -(-_whole_pages(prod(self.kernel) * _PRODUCT) // _PRODUCT) * _PRODUCT
+        lists_and_masks = THREADS * (products + _PAGE) + (4 if row else 3) * _PAGE  # and what lies between them
+        return itemsize * THREADS * elements + lists_and_masks
 
     def summed_weights(self) -> int:
-        """The weights and bias once more, where two threads share samples or rows, with what they wait at."""
-        if not self.cpu.is_wide or self.groups > 1 or prod(self.kernel) == 1 or not self._shares_samples():
+        """The weights once more, where two threads share samples or rows, with what they wait at.
+
+        With the bias, but for pointwise ones.
+        """
+        if not self.cpu.is_wide or self.groups > 1:
             return 0
         filters = self.cpu.round_up(self.filters)
+        if prod(self.kernel) == 1:
+            channels = self.cpu.round_up(self.channels)
+            return FLOAT * filters * channels + _BARRIER if self._pointwise_shares().samples > 1 else 0
+        if not self._shares_samples():
+            return 0
         return FLOAT * filters * (self._padded_channels * prod(self.kernel) + 1) + _BARRIER
+
+    def summed_bias(self) -> int:
+        """The gradient of a pointwise one's bias in whole blocks, and once more where two threads share its samples.
+
+        See `jit_avx512_common_1x1_convolution.hpp` and `cpu_reducer.cpp`; those of other kernels are with the weights.
+        """
+        if not self.cpu.is_wide or not self.is_pointwise or self.groups > 1:
+            return 0
+        filters = self.cpu.round_up(self.filters)
+        padded = FLOAT * filters + _ALIGNED if filters > self.filters else 0
+        is_shared = self._pointwise_shares().threads > 1 and shares_each_sum(filters // self.cpu.lanes, self.batch)
+        return padded + (FLOAT * filters + _PAGE + 2 * _PAGE if is_shared else 0)
+
+    def _pointwise_shares(self) -> Shares:
+        """What threads share of the gradient of a pointwise one's weights: `jit_avx512_common_1x1_conv_kernel.cpp`."""
+        places, width, lanes = prod(self.windows), self.windows[-1], self.cpu.lanes
+        run = best_divider(places, 7, 16, largest=True)
+        if places % run:
+            run = best_divider(width, 4, width, largest=False)
+        run = run if run <= 256 else 1
+        filters, channels = (self.cpu.round_up(count) // lanes for count in (self.filters, self.channels))
+        return pointwise_shares(self.batch * most_of(places, run), run, filters, channels, lanes, 12)
 
     @property
     def _padded_channels(self) -> int:
@@ -163,16 +221,16 @@ class ConvolutionShape:
         result = prod(self.windows) // (rows if shares_rows else 1)
 
         def moved(samples: int, outputs: int, inputs: int) -> int:
-            of_input, of_output = _parts(input_blocks, inputs) * block, _parts(blocks, outputs) * self.cpu.lanes
-            input_parts = self.batch * (self.size[-2] if shares_rows else 1)
+            of_input, of_output = most_of(input_blocks, inputs) * block, most_of(blocks, outputs) * self.cpu.lanes
+            input_rows = self.batch * (self.size[-2] if shares_rows else 1)
             return (
-                _parts(input_parts, samples) * of_input * image // prod(self.strides)
-                + _parts(parts, samples) * of_output * result
+                most_of(input_rows, samples) * of_input * image // prod(self.strides)
+                + most_of(parts, samples) * of_output * result
                 + 8 * of_input * of_output * prod(self.kernel)
             )
 
         def computed(samples: int, outputs: int, inputs: int) -> int:
-            return _parts(parts, samples) * _parts(blocks, outputs) * _parts(input_blocks, inputs)
+            return most_of(parts, samples) * most_of(blocks, outputs) * most_of(input_blocks, inputs)
 
         most = min(THREADS, self.batch * depth * (max(1, rows // _LEAST_ROWS) if shares_rows else 1))
         choices = [(1, 1, min(THREADS, input_blocks)), *([(1, THREADS, 1)] if blocks >= THREADS else [])]
@@ -198,8 +256,3 @@ def _reached(windows: int, size: int, kernel: int, stride: int, padding: int) ->
 
 def _whole_pages(elements: int) -> int:
     return -(-elements // _PAGE) * _PAGE
-
-
-def _parts(count: int, threads: int) -> int:
-    """What the most loaded of `threads` has."""
-    return -(-count // threads)

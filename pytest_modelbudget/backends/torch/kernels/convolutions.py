@@ -1,20 +1,22 @@
 """What oneDNN's convolutions take on the CPU beside operands and result: copies in blocks of channels, and scratch.
 
-As oneDNN 3.13 allocates in float32, measured with torch.profiler on x86 CPUs with AVX-512 and with AVX2, two threads:
-other CPUs reorder other things, more threads take more scratch. On AVX2 gradients of dilated ones and of the weights of
-strided pointwise ones have kernels of their own, whose scratch is not known.
+As oneDNN 3.12 and 3.13 allocate, measured with torch.profiler on x86 CPUs with AVX-512 and with AVX2, two threads:
+other CPUs reorder other things, more threads take more scratch. In float32, and in bfloat16 as `bfloat16_scratch`
+says. On AVX2 gradients of dilated ones and of the weights of pointwise ones have kernels of their own, whose scratch is
+not known.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from pytest_modelbudget.backends.torch.kernels import bfloat16_scratch as bfloat16
 from pytest_modelbudget.backends.torch.kernels.convolution_scratch import PLAIN_CHANNELS, ConvolutionShape
-from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
+from pytest_modelbudget.backends.torch.kernels.cpus import Cpu
 from pytest_modelbudget.backends.torch.kernels.native_convolutions import (
     native_backward_workspace,
     native_transposed_backward_workspace,
@@ -34,7 +36,8 @@ def convolution_workspace(cpu: Cpu, args: tuple[Any, ...], out: torch.Tensor) ->
 def convolution_backward_workspace(cpu: Cpu, args: tuple[Any, ...]) -> int:
     """The same of `aten.convolution_backward(*args)`."""
     gradient, input, weight = args[:3]
-    convolution = _Convolution.of(cpu, input, weight, gradient, args[4], args[5], args[6], args[7], args[9])
+    options, with_bias = (args[4], args[5], args[6], args[7], args[9]), bool(args[10][2])
+    convolution = _Convolution.of(cpu, input, weight, gradient, *options, with_bias=with_bias)
     if convolution is None:
         return 0
     # What torch's own kernels make is in plain order, and so is its gradient, also where the trace has it otherwise.
@@ -42,12 +45,20 @@ def convolution_backward_workspace(cpu: Cpu, args: tuple[Any, ...]) -> int:
     return _backward(convolution, *args[10][:2]) + _reordered_operands(convolution, *operands)
 
 
+class _Scratch(NamedTuple):
+    """Bytes that a kernel takes beside operands and result: forward, and for each gradient."""
+
+    forward: int = 0
+    to_input: int = 0
+    to_weight: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Convolution:
     """Sizes of a convolution in bytes: as tensors, and in blocks of channels, as oneDNN's kernels want them.
 
-    `scratch` is the buffer of the threads for a strided one of single points, `upstream` that for the gradient of a
-    strided one's input, which a transposed one makes forward. `copies` are those of the weights that a depthwise one
+    `gemm` is the scratch of what runs as products of matrices, `scratch` that of other kernels; a transposed one makes
+    forward what others make for the gradient of their input. `copies` are those of the weights that a depthwise one
     sums up, with the sum. `channels_last` says that channels are last in memory, where data needs no reordering.
     `ordered_weight` are the weights once more, where they are not in the order of the data.
     """
@@ -57,13 +68,15 @@ class _Convolution:
     weight: int
     output: int
     blocked_input: int
+    blocked_gradient: int
     blocked_weight: int
+    gradient_weight: int
     padded_weight: int
     blocked_output: int
-    scratch: int
-    upstream: int
+    gemm: _Scratch
+    scratch: _Scratch
     copies: int
-    pointwise: bool
+    is_native: bool
     transposed: bool
     channels_last: bool
     ordered_weight: int
@@ -80,9 +93,10 @@ class _Convolution:
         dilation: Any,
         transposed: bool,
         groups: int,
+        with_bias: bool = False,
     ) -> _Convolution | None:
-        """The sizes; None for a kernel that is not oneDNN's in float32."""
-        if input.dtype is not torch.float32 or weight.dtype is not torch.float32 or not input.numel():
+        """The sizes, `with_bias` for a backward pass to one, too; None for a kernel without a rule."""
+        if input.dtype is not weight.dtype or not input.numel():
             return None
         dense, windowed = (output, input) if transposed else (input, output)  # windows of `dense` make `windowed`
         channels, filters, kernel = int(dense.shape[1]), int(windowed.shape[1]), tuple(map(int, weight.shape[2:]))
@@ -99,38 +113,56 @@ class _Convolution:
             size=tuple(map(int, dense.shape[2:])),
             windows=tuple(map(int, windowed.shape[2:])),
         )
-        is_plain = channels <= PLAIN_CHANNELS and groups == 1
-        weight_elements = (
-            cpu.round_up(filters) * prod(kernel) * (cpu.round_up(channels) if groups == 1 else channels // groups)
-        )
-        blocked_dense = 0 if is_plain else cpu.blocked_bytes(dense)
-        pointwise = prod(kernel) == 1
-        sizes = blocked_dense, cpu.blocked_bytes(windowed)
-        is_native = not transposed and runs_natively(shape)  # data is put in plain order for torch's own kernels
-        channels_last = not is_native and (_is_channels_last(input) or _is_channels_last(weight))
-        is_ordered = pointwise or _is_channels_last(weight) if channels_last else weight.is_contiguous()
+        channels_last = _is_channels_last(input) or _is_channels_last(weight)
+        is_half = input.dtype is torch.bfloat16 and not (transposed or channels_last) and bfloat16.has_rule(shape)
+        if not is_half and input.dtype is not torch.float32:
+            return None
+        is_native = not is_half and runs_natively(shape, transposed=transposed)
+        channels_last = channels_last and (transposed or not is_native)  # data is put in order for torch's own kernels
+        is_ordered = prod(kernel) == 1 or _is_channels_last(weight) if channels_last else weight.is_contiguous()
+        plain = bfloat16.PLAIN_CHANNELS if is_half else PLAIN_CHANNELS
+        is_plain = channels <= plain and groups == 1 and not shape.is_pointwise
+        itemsize = int(input.element_size())
+        of_filters = itemsize * cpu.round_up(filters) * prod(kernel)
+        padded_weight = of_filters * (cpu.round_up(channels) if groups == 1 else channels // groups)
+        plain_weight = of_filters * channels
+        sizes = 0 if is_plain else cpu.blocked_bytes(dense), cpu.blocked_bytes(windowed)
         return cls(
             shape=shape,
             input=_bytes(input),
             weight=_bytes(weight),
             output=_bytes(output),
             blocked_input=sizes[transposed],
+            blocked_gradient=cpu.blocked_bytes(input),
             blocked_output=sizes[not transposed],
-            blocked_weight=FLOAT * (cpu.round_up(filters) * prod(kernel) * channels if is_plain else weight_elements),
-            padded_weight=FLOAT * weight_elements,
-            scratch=FLOAT * THREADS * channels * prod(shape.windows) if shape.is_strided and pointwise else 0,
-            upstream=shape.strided_gradient(),
-            copies=(cpu.copies + 1) * FLOAT * weight_elements if shape.is_depthwise else 0,
-            pointwise=pointwise,
+            blocked_weight=plain_weight + (channels % 2 * of_filters if is_half else 0) if is_plain else padded_weight,
+            gradient_weight=plain_weight if is_plain else padded_weight,
+            padded_weight=padded_weight,
+            gemm=_Scratch(to_weight=bfloat16.weight_gradient_products(shape)) if is_half else _gemm_scratch(shape),
+            scratch=_half_scratch(shape, with_bias) if is_half else _scratch(shape, transposed, with_bias),
+            copies=(cpu.copies + 1) * padded_weight if shape.is_depthwise else 0,
+            is_native=is_native,
             transposed=transposed,
             channels_last=channels_last,
             ordered_weight=0 if is_ordered else _bytes(weight),
         )
 
-    @property
-    def is_native(self) -> bool:
-        """Whether it is torch's own."""
-        return runs_natively(self.shape, transposed=self.transposed)
+
+def _gemm_scratch(shape: ConvolutionShape) -> _Scratch:
+    return _Scratch(shape.gemm_forward(), shape.gemm_input_gradient(), shape.gemm_weight_gradient())
+
+
+def _scratch(shape: ConvolutionShape, transposed: bool, with_bias: bool) -> _Scratch:
+    gathered, gradient = shape.gathered_places(), shape.strided_gradient()
+    if transposed:
+        return _Scratch(gradient, gradient, gathered)
+    summed = shape.summed_weights() + (shape.summed_bias() if with_bias else 0)
+    return _Scratch(gathered, gradient, gathered + summed)
+
+
+def _half_scratch(shape: ConvolutionShape, with_bias: bool) -> _Scratch:
+    forward, gradient = bfloat16.forward_scratch(shape), bfloat16.input_gradient_scratch(shape)
+    return _Scratch(forward, gradient, bfloat16.weight_gradient_scratch(shape, with_bias))
 
 
 def _forward(convolution: _Convolution) -> int:
@@ -140,10 +172,10 @@ def _forward(convolution: _Convolution) -> int:
     if convolution.is_native:
         native = native_transposed_workspace if convolution.transposed else native_workspace
         return native(convolution.shape) + convolution.ordered_weight
-    if not convolution.transposed and (gemm := convolution.shape.gemm_forward()):
+    if not convolution.transposed and (gemm := convolution.gemm.forward):
         return convolution.ordered_weight + max(gemm, convolution.output)
-    scratch = convolution.upstream if convolution.transposed else convolution.scratch
-    blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output + scratch
+    blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output
+    blocked_bytes += convolution.scratch.forward
     is_deep_depthwise = convolution.shape.is_depthwise and len(convolution.shape.kernel) == 3
     copied_back = convolution.blocked_output * (2 if convolution.transposed or is_deep_depthwise else 1)
     return convolution.ordered_weight + max(blocked_bytes - convolution.output, copied_back)
@@ -167,24 +199,24 @@ def _backward(convolution: _Convolution, to_input: bool, to_weight: bool) -> int
 def _input_gradient_peak(convolution: _Convolution) -> int:
     """That of a strided one is made with channels last, and copied twice."""
     shape, input = convolution.shape, convolution.input
-    data = convolution.blocked_input or input
+    data = convolution.blocked_gradient
     if convolution.transposed:
         return max(convolution.blocked_output + convolution.padded_weight + data, data + input)
-    if gemm := shape.gemm_input_gradient():
+    if gemm := convolution.gemm.to_input:
         return input + max(gemm, input)
+    scratch = convolution.scratch.to_input
     if shape.has_strided_gradient:
         copies = input if shape.channels == 1 else 2 * input
-        return max(convolution.output + convolution.padded_weight + input + convolution.upstream, input + copies)
-    return max(convolution.blocked_output + convolution.padded_weight + data, data + input)
+        return max(convolution.output + convolution.padded_weight + input + scratch, input + copies)
+    return max(convolution.blocked_output + convolution.padded_weight + data + scratch, data + input)
 
 
 def _weight_gradient_peak(convolution: _Convolution) -> int:
-    shape, weight = convolution.shape, convolution.weight
-    if gemm := shape.gemm_weight_gradient():
+    weight = convolution.weight
+    if gemm := convolution.gemm.to_weight:
         return weight + max(gemm, weight)
-    operands = convolution.blocked_output + convolution.blocked_input + convolution.scratch
-    summed = 0 if convolution.transposed else shape.summed_weights()
-    return convolution.blocked_weight + max(operands + summed, weight)
+    operands = convolution.blocked_output + convolution.blocked_input
+    return convolution.gradient_weight + max(operands + convolution.scratch.to_weight, weight)
 
 
 def _backward_of_channels_last(convolution: _Convolution, to_input: bool, to_weight: bool) -> int:
@@ -193,7 +225,7 @@ def _backward_of_channels_last(convolution: _Convolution, to_input: bool, to_wei
         return convolution.copies if to_weight else convolution.blocked_weight
     ordered = convolution.ordered_weight
     first = (
-        ordered + convolution.padded_weight + convolution.upstream - (convolution.weight if to_weight else 0)
+        ordered + convolution.padded_weight + convolution.scratch.to_input - (convolution.weight if to_weight else 0)
         if to_input
         else 0
     )
@@ -215,7 +247,7 @@ def _per_dimension(value: Any, dims: int) -> tuple[int, ...]:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return int(tensor.numel()) * FLOAT
+    return int(tensor.numel() * tensor.element_size())
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:

@@ -32,9 +32,9 @@ class Cpu:
         return -(-channels // self.lanes) * self.lanes
 
     def blocked_bytes(self, tensor: torch.Tensor) -> int:
-        """Bytes of a tensor of floats in blocks of channels."""
+        """Bytes of a tensor in blocks of channels."""
         batch, channels, *spatial = map(int, tensor.shape)
-        return FLOAT * batch * self.round_up(channels) * prod(spatial)
+        return int(tensor.element_size()) * batch * self.round_up(channels) * prod(spatial)
 
 
 CPUS = {"cpu": Cpu(16, 256), "cpu-avx2": Cpu(8, 64)}

@@ -190,27 +190,25 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     return out.add_(bias)
 
 
-class _OneKernelGradient(torch.autograd.Function):  # type: ignore[misc]
-    """A pointwise function whose gradient is one kernel on devices; on meta torch takes it apart."""
+class _Mish(torch.autograd.Function):  # type: ignore[misc]
+    """Mish with the gradient of devices, which is one kernel; meta has none, and torch takes it apart above them."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[[torch.Tensor], torch.Tensor], input: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(input)
-        return function(input)
+        out: torch.Tensor = torch.ops.aten.mish(input)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (input,) = ctx.saved_tensors
-        return None, torch.empty_like(input)
+        return torch.empty_like(input)
 
 
-def _with_one_gradient(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
-    def rule(input: torch.Tensor, inplace: bool = False) -> Any:
-        if inplace or type(input) is not torch.Tensor or not input.is_meta or not input.requires_grad:
-            return NotImplemented
-        return _OneKernelGradient.apply(function, input)
-
-    return rule
+def _mish(input: torch.Tensor, inplace: bool = False) -> Any:
+    if inplace or type(input) is not torch.Tensor or not input.is_meta or not input.requires_grad:
+        return NotImplemented
+    return _Mish.apply(input)
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -321,11 +319,7 @@ def _softmax_to_float32(kernel: Callable[..., torch.Tensor]) -> Callable[..., An
     return rule
 
 
-_RULES: Mapping[Any, Callable[..., Any]] = {
-    functional.linear: linear,
-    functional.silu: _with_one_gradient(torch.ops.aten.silu),
-    functional.mish: _with_one_gradient(torch.ops.aten.mish),
-}
+_RULES: Mapping[Any, Callable[..., Any]] = {functional.linear: linear, functional.mish: _mish}
 _CUDA_RULES: Mapping[Any, Callable[..., Any]] = {
     functional.dropout: _dropout,
     torch.dropout: _dropout_function,

@@ -136,10 +136,14 @@ def _operator_info(func: Any) -> _OperatorInfo:
     if not isinstance(func, OpOverload):
         return _OperatorInfo(cost_of(func), False, False, False, _CONTROL_FLOW.get(func.name()))
     func_cost = cost_of(func)
-    composite = func_cost.formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), "CompositeImplicitAutograd"
-    )
+    composite = func_cost.formula is None and _is_taken_apart(func.name())
     return _OperatorInfo(func_cost, bool(func.is_view), composite, func.namespace in COLLECTIVE_NAMESPACES)
+
+
+def _is_taken_apart(name: str) -> bool:
+    """Whether devices run an operator as others: not where they have a kernel of its own (SiLU's gradient)."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(name, "CPU"))
 
 
 def _cond(condition: Any, if_true: Any, if_false: Any, operands: Any = ()) -> Any:

@@ -20,6 +20,7 @@ from tests.real_steps import KERNELS, allocated, inferred, measured, sgd
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="the rules are those of CPUs with AVX-512 and AVX2")
 CLOSE = 0.03
+HAS_BFLOAT16 = KERNELS == "cpu" and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 UNKNOWN = {"dilated", "1x1, strided"} if KERNELS == "cpu-avx2" else set()
 """Gradients for which AVX2 has kernels of their own."""
 
@@ -98,9 +99,10 @@ def test_only_the_cpu_has_these_rules() -> None:
     assert sum(event.workspace for event in cuda.events) == 0
 
 
-def operator(input: list[int], weight: list[int], **options: Any) -> Any:
+def operator(input: list[int], weight: list[int], *, slow: bool = False, **options: Any) -> Any:
     """A convolution by itself: shapes of input and weight, and the options of `torch.nn.Conv2d`."""
-    return pytest.param(input, weight, options, id=f"{input} {weight} {options}")
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(input, weight, options, id=f"{input} {weight} {options}", marks=marks)
 
 
 ONE_OPERATOR = [
@@ -131,20 +133,66 @@ ONE_OPERATOR = [
     operator([2, 128, 100], [128, 64, 16], stride=8, padding=4, transposed=True),
     operator([1, 64, 14, 14], [64, 32, 2, 2], stride=2, transposed=True),
     operator([1, 64, 8, 8, 8], [64, 32, 3, 3, 3], stride=2, padding=1, transposed=True),
+    operator([2, 24, 24, 24], [144, 24, 1, 1], summed=True),
+    operator([2, 12, 17, 13], [40, 12, 1, 1], summed=True),
+    operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2, summed=True),
+    operator([8, 3, 56, 56], [8, 3, 1, 1], summed=True),
+    operator([2, 3, 32, 32], [64, 3, 3, 3], padding=1),
+    operator([2, 3, 224, 224], [192, 3, 16, 16], stride=16),
 ]
-"""Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, and small ones that
-are torch's own."""
+"""Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, of images, and small
+ones that are torch's own. `summed` are those whose weights two threads sum up by rules for AVX-512."""
+IN_BFLOAT16 = [
+    operator([2, 64, 24, 24], [64, 64, 3, 3], padding=1),
+    operator([2, 512, 3, 3], [512, 512, 3, 3], padding=1, slow=True),
+    operator([2, 256, 12, 12], [256, 256, 3, 3], stride=2, padding=1),
+    operator([2, 64, 28, 28], [64, 64, 3, 3], padding=2, dilation=2, slow=True),
+    operator([2, 128, 14, 14], [128, 32, 3, 3], padding=1, groups=4),
+    operator([2, 20, 28, 28], [50, 20, 5, 5], slow=True),
+    operator([2, 256, 24, 24], [64, 256, 1, 1]),
+    operator([2, 256, 24, 24], [512, 256, 1, 1], stride=2),
+    operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2, slow=True),
+    operator([1, 64, 28, 28], [128, 64, 1, 1], slow=True),
+    operator([1, 512, 7, 7], [2048, 512, 1, 1]),
+    operator([2, 1024, 6, 6], [256, 1024, 1, 1], slow=True),
+    operator([2, 3, 96, 96], [64, 3, 7, 7], stride=2, padding=3),
+    operator([4, 3, 224, 224], [64, 3, 3, 3], padding=1, slow=True),
+    operator([8, 3, 32, 32], [24, 3, 3, 3], padding=1, slow=True),
+    operator([2, 96, 28, 28], [96, 1, 3, 3], padding=1, groups=96, slow=True),
+    operator([1, 96, 28, 28], [96, 1, 5, 5], padding=2, groups=96),
+    operator([2, 64, 64], [64, 64, 3], padding=1, slow=True),
+    operator([1, 16, 4, 16, 16], [32, 16, 3, 3, 3], padding=1, slow=True),
+    operator([2, 16, 4, 8, 8], [32, 16, 1, 1, 1], slow=True),
+]
 
 
 @pytest.mark.parametrize(("input_shape", "weight_shape", "options"), ONE_OPERATOR)
 def test_one_operator(input_shape: list[int], weight_shape: list[int], options: dict[str, Any]) -> None:
     """What a convolution and its gradients take beside operands and results is what the allocator gave them."""
+    if options.get("summed") and KERNELS == "cpu-avx2":
+        pytest.skip("AVX2 has kernels of its own for gradients of pointwise weights")
+    planned, taken = taken_by_operator(input_shape, weight_shape, options, torch.float32)
+    assert planned == pytest.approx(taken, abs=128)  # which lies between two parts
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="the rules are those of CPUs with AVX-512 and bfloat16, without AMX")
+@pytest.mark.parametrize(("input_shape", "weight_shape", "options"), IN_BFLOAT16)
+def test_one_operator_in_bfloat16(input_shape: list[int], weight_shape: list[int], options: dict[str, Any]) -> None:
+    """So it is in bfloat16, where what is summed up in float32 is a scratch, too."""
+    planned, taken = taken_by_operator(input_shape, weight_shape, options, torch.bfloat16)
+    assert planned == pytest.approx(taken, abs=128)
+
+
+def taken_by_operator(
+    input_shape: list[int], weight_shape: list[int], options: dict[str, Any], dtype: torch.dtype
+) -> tuple[list[int], list[int]]:
+    """Bytes that a convolution takes forward and backward, as planned and as the allocator gave them."""
     cpu, dims = CPUS[KERNELS], len(input_shape) - 2
     stride, padding = (options.get(name, value) for name, value in (("stride", 1), ("padding", 0)))
     dilation, transposed = options.get("dilation", 1), options.get("transposed", False)
     sizes = [[value] * dims if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
     rest = (*sizes, transposed, [0] * dims, options.get("groups", 1))
-    input, weight = torch.rand(input_shape), torch.rand(weight_shape)
+    input, weight = torch.rand(input_shape).to(dtype), torch.rand(weight_shape).to(dtype)
     if options.get("channels_last"):
         input = input.movedim(1, -1).contiguous().movedim(-1, 1)
     forward = (input, weight, None, *rest)
@@ -158,4 +206,4 @@ def test_one_operator(input_shape: list[int], weight_shape: list[int], options: 
         workspace("aten.convolution", forward, out, cpu),
         workspace("aten.convolution_backward", backward, None, cpu),
     ]
-    assert planned == pytest.approx(taken, abs=128)  # which lies between two parts
+    return planned, taken

@@ -329,6 +329,13 @@ def test_biases_are_added_in_place() -> None:
     assert planned == inferred(model, torch.rand(SHAPE))
 
 
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.SiLU(inplace=True), nn.Mish()], ids=str)
+def test_gradients_of_activations_are_one_kernel(activation: nn.Module) -> None:
+    """torch has a way to take those of SiLU and Mish apart, which devices do not go."""
+    model, data = nn.Sequential(nn.Linear(8, 512), activation, nn.Linear(512, 8)), torch.rand(256, 8)
+    assert traced(model, [256, 8], Training(optimizer="sgd", kernels="cpu")).peak() == allocated(model, data, sgd)
+
+
 def test_the_second_step_has_the_states() -> None:
     """The first step makes the states, the second is measured with them there."""
     model = nn.Linear(64, 64, bias=False)
