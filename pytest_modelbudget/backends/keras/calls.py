@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from pytest_modelbudget.backends.costs import FlopsCount
+from pytest_modelbudget.backends.keras import private
 
 
 @dataclass(slots=True)
@@ -74,3 +75,21 @@ def fresh_tensor(value: Any) -> Any:
     if not isinstance(value, keras.KerasTensor):
         return value
     return keras.KerasTensor(value.shape, value.dtype, sparse=value.sparse)
+
+
+def source_layers(tensors: list[Any]) -> tuple[Any, ...]:
+    """The layers that made `tensors`, seen through operations, each once, in order."""
+    by_id: dict[int, Any] = {}
+    visited: set[int] = set()
+    pending = list(reversed(tensors))
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) in visited or (history := private.history(tensor)) is None:
+            continue
+        visited.add(id(tensor))
+        operation, node = history
+        if isinstance(operation, keras.layers.Layer):
+            by_id.setdefault(id(operation), operation)
+        else:
+            pending.extend(reversed(node.input_tensors))
+    return tuple(by_id.values())

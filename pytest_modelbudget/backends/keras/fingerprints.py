@@ -30,7 +30,7 @@ def runs_only_keras_code(model: Any) -> bool:
         graph = private.graph_of(layer) if isinstance(layer, keras.Model) else None
         if isinstance(layer, keras.Model) and graph is None:
             return False
-        if graph is None and not _is_keras(layer):
+        if graph is None and not is_keras(layer):
             return False
         if graph is not None and not all(map(_is_keras_or_model, graph.operations)):
             return False
@@ -38,10 +38,11 @@ def runs_only_keras_code(model: Any) -> bool:
 
 
 def _is_keras_or_model(operation: Any) -> bool:
-    return isinstance(operation, keras.Model) or _is_keras(operation)
+    return isinstance(operation, keras.Model) or is_keras(operation)
 
 
-def _is_keras(operation: Any) -> bool:
+def is_keras(operation: Any) -> bool:
+    """Whether all that an operation or layer runs by itself is Keras' own code."""
     if not type(operation).__module__.startswith("keras.src.") or type(operation).__name__ in _ANY_CODE:
         return False
     functions = [vars(operation).get(name) for name in ("activation", "recurrent_activation")]

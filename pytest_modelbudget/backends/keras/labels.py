@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import keras
@@ -20,10 +21,16 @@ def automatic_number(kind: str, name: str) -> int | None:
     >>> [automatic_number(*named) for named in (("LSTMCell", "lstm_cell_3"), ("Dense", "dense"), ("Dense", "top"))]
     [3, 0, None]
     """
-    match = re.fullmatch(rf"{re.escape(automatic_base(kind))}(?:_(\d+))?", name)
+    match = _automatic_names(kind).fullmatch(name)
     return None if match is None else int(match[1] or 0)
 
 
+@lru_cache(maxsize=1024)
+def _automatic_names(kind: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(automatic_base(kind))}(?:_(\d+))?")
+
+
+@lru_cache(maxsize=1024)
 def automatic_base(kind: str) -> str:
     """What Keras calls the first object of a class.
 

@@ -28,9 +28,9 @@ def trace_bodies(tracer: Tracer, operation: Any, args: Sequence[Any], kwargs: di
 
     None for any other operation, and for a loop whose number of runs only values would tell.
     """
-    run = _BODIES.get(type(operation).__name__) if type(operation).__module__.startswith("keras.src.") else None
-    if run is None:
+    if not has_bodies(operation):
         return None
+    run = _BODIES[type(operation).__name__]
     mark, times = len(tracer.calls), tracer.times
     try:
         count = run(tracer, operation, *args, **kwargs)
@@ -41,6 +41,11 @@ def trace_bodies(tracer: Tracer, operation: Any, args: Sequence[Any], kwargs: di
     if count is None:
         del tracer.calls[mark:]
     return count
+
+
+def has_bodies(operation: Any) -> bool:
+    """Whether an operation of Keras runs functions that it was given."""
+    return type(operation).__module__.startswith("keras.src.") and type(operation).__name__ in _BODIES
 
 
 def with_arrays(loop: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ import inspect
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -168,6 +168,8 @@ def sublayers(layer: Any) -> list[Any]:
     Up to Keras 3.12, a functional model lists those of its graph alone; what was set on it besides, its tracker knows.
     """
     tracked = layer._tracker.config["layers"][1] if isinstance(layer, keras.Function) else ()
+    if not tracked and not layer._layers:
+        return []
     return list({id(sublayer): sublayer for sublayer in (*layer._layers, *tracked)}.values())
 
 
@@ -300,6 +302,30 @@ def all_variables(operation: Any) -> list[Any]:
 def has_mask(tensor: Any) -> bool:
     """Whether Keras sent a mask along with a tensor of the backend."""
     return getattr(tensor, "_keras_mask", None) is not None
+
+
+def graph_calls(graph: Any) -> list[Any]:
+    """The calls of a graph, each after those that make what it takes; none of its input layers."""
+    by_depth = graph._nodes_by_depth
+    ordered = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [node for node in ordered if node.operation and not node.is_input]
+
+
+def call_arguments(node: Any, values: Mapping[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call in a graph, with the value by its identity in the place of each symbolic tensor."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    if len(args) == 1 and not kwargs:  # nearly all calls, for which Keras' own way takes long
+        if isinstance(args[0], keras.KerasTensor):
+            return (values[id(args[0])],), {}
+        if type(args[0]) is list and all(isinstance(tensor, keras.KerasTensor) for tensor in args[0]):
+            return ([values[id(tensor)] for tensor in args[0]],), {}
+    filled: tuple[tuple[Any, ...], dict[str, Any]] = node.arguments.fill_in(values)
+    return filled
+
+
+def in_output_structure(graph: Any, outputs: list[Any]) -> Any:
+    """The outputs of a graph as its author nested them."""
+    return keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
 
 
 def run_graph(graph: Any, values: list[Any], run: Callable[[Any], Callable[..., Any]]) -> Any:

@@ -89,6 +89,12 @@ def plain_rule(layer: Any) -> FlopRule | None:
     return rule if keeps_shape and getattr(activation, "__module__", "").startswith("keras.src.") else None
 
 
+def is_free_operation(operation: Any) -> bool:
+    """Whether an operation is one of Keras' own that cost nothing by rule, whatever it is called with."""
+    kind = type(operation)
+    return kind.__module__.startswith("keras.src.") and kind.__name__ in ZERO and f"ops.{kind.__name__}" not in _RULES
+
+
 def has_formula(layer: Any) -> bool:
     """Whether a layer that cannot be looked into has a formula of its own, the same on every backend."""
     return keras_class(layer) in _NEVER_SYMBOLIC

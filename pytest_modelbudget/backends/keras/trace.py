@@ -9,18 +9,20 @@ counted in the backend's trace (`raw`): such a call is `opaque`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import keras
 
 from pytest_modelbudget.backends.costs import FlopsCount
-from pytest_modelbudget.backends.keras import loops, private, raw, rules, variables, wrapped
+from pytest_modelbudget.backends.keras import from_sizes, loops, private, raw, rules, variables, wrapped
 from pytest_modelbudget.backends.keras.calls import (
     CallTrace,
     LayerCall,
     fresh_tensor,
     keras_tensors_in,
+    source_layers,
     symbolic_arguments,
     symbolic_like,
 )
@@ -39,12 +41,22 @@ def trace(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, costs_on
 
     With `costs_only`, calls say what ran on which sizes, and neither dtypes nor where tensors come from.
     """
-    with private.calls_forgotten() as remember:
+    with private.calls_forgotten() as remember, ExitStack() as patches:
         tracer = _CallTracer(remember)
         tracer.costs_only = costs_only
-        with variables.zeros(), variables.symbolic(), tracer.watching():
+        tracer.watch = cache(lambda: patches.enter_context(_symbolic_calls(tracer)))
+        outputs = tracer.follow(model, args, kwargs) if costs_only else None
+        if outputs is None:
+            tracer.watch()
             outputs = model(*args, **kwargs)
     return CallTrace(tracer.calls, outputs)
+
+
+@contextmanager
+def _symbolic_calls(tracer: _CallTracer) -> Iterator[None]:
+    """Inside, what is called on symbolic tensors is written down, and variables are such tensors, too."""
+    with variables.zeros(), variables.symbolic(), tracer.watching():
+        yield
 
 
 def build(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -61,7 +73,9 @@ class _CallTracer:
         self.times = 1
         self.costs_only = False
         self.remember = remember
+        self.watch: Callable[[], object] = lambda: None
         self.inferring = False
+        self.traced_layers = from_sizes.TracedLayers()
         self.recorder: raw.BackendRecorder | None = None
         self.infer_layer: Callable[..., Any] = keras.layers.Layer.symbolic_call
         self.infer_operation: Callable[..., Any] = keras.Operation.symbolic_call
@@ -136,34 +150,65 @@ class _CallTracer:
 
         Inside an opaque call they are noted; elsewhere, as of a table of positions on `arange`, they become symbolic.
         """
-        if self.costs_only and not self.inferring and (outputs := self._call_from_sizes(target, args)) is not None:
-            return outputs
+        if self.costs_only and not self.inferring:
+            outputs = self._follow_or_size(target, args, kwargs)
+            if outputs is not None:
+                return outputs
         if self.inferring or keras_tensors_in((args, kwargs)):
             return call(target, *args, **kwargs)
         if self.recorder is None:
             return call(target, *symbolic_arguments(args), **symbolic_arguments(kwargs))
         return self.recorder.call_layer(target, args, kwargs, symbolic_arguments, call)
 
-    def _call_from_sizes(self, target: Any, args: tuple[Any, ...]) -> Any:
-        """The outputs of a layer whose sizes say all about its cost; None for any other."""
-        first = args[0] if len(args) == 1 and target.built else None
-        tensors: list[Any] = first if isinstance(first, list) else [first]
-        rule = rules.plain_rule(target) if all(isinstance(tensor, keras.KerasTensor) for tensor in tensors) else None
-        if rule is None:
+    def _call_from_sizes(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The outputs of a layer or operation whose sizes say all about its cost; None for any other."""
+        if isinstance(target, keras.layers.Layer):
+            result = from_sizes.layer_output(target, args)
+        else:
+            result = from_sizes.operation_output(target, args, kwargs)
+        return None if result is None else self._note(target, args, kwargs, *result)
+
+    def _note(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, own: FlopsCount) -> Any:
+        made = (outputs,) if isinstance(outputs, keras.KerasTensor) else tuple(keras_tensors_in(outputs))
+        self.calls.append(LayerCall(target, tuple(self.inside), self.times, args, kwargs, outputs=made, own=own))
+        return outputs
+
+    def follow(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The outputs of a model whose graph says what it calls, without Keras' own pass; None for any other."""
+        if (start := from_sizes.graph_inputs(model, args, kwargs)) is None:
             return None
+        graph, values = start
+        call = self._begin(model, args, kwargs)
+        self.inside.append(model)
         try:
-            shapes = [tuple(tensor.shape) for tensor in tensors]
-            shape = tuple(target.compute_output_shape(shapes if first is tensors else shapes[0]))
-            output = keras.KerasTensor(shape, target.compute_dtype)
-            own = FlopsCount(rule.formula(rules.as_call(target, shapes, [shape])))
-        except Exception:  # it says its sizes otherwise, or has open ones
-            return None
-        self.calls.append(LayerCall(target, tuple(self.inside), self.times, args, {}, outputs=(output,), own=own))
-        return output
+            outputs = from_sizes.run_graph(graph, values, self._run_in_graph)
+        finally:
+            self.inside.pop()
+        call.outputs = tuple(keras_tensors_in(outputs))
+        return outputs
+
+    def _run_in_graph(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        outputs = self._follow_or_size(operation, args, kwargs)
+        if outputs is not None:
+            return outputs
+        is_once = self.times == 1 and isinstance(operation, keras.layers.Layer)
+        key = self.traced_layers.key(operation, args, kwargs) if is_once else None
+        if (result := self.traced_layers.result(key)) is not None:
+            return self._note(operation, args, kwargs, *result)
+        self.watch()
+        mark = len(self.calls)
+        outputs = operation(*args, **kwargs)
+        if key is not None:
+            self.traced_layers.add(key, self.calls[mark:])
+        return outputs
+
+    def _follow_or_size(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        follow = self.follow if isinstance(target, keras.Model) else self._call_from_sizes
+        return follow(target, args, kwargs)
 
     def _begin(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
         wants_sources = isinstance(target, keras.layers.Layer) and not self.costs_only
-        sources = _source_layers(keras_tensors_in((args, kwargs))) if wants_sources else ()
+        sources = source_layers(keras_tensors_in((args, kwargs))) if wants_sources else ()
         call = LayerCall(target, tuple(self.inside), self.times, args, kwargs, sources)
         self.calls.append(call)
         return call
@@ -261,21 +306,3 @@ def _plain_activations(layer: Any) -> Iterator[None]:
     replaced = [name for name in names if getattr(layer, name, None) in _BACKEND_ACTIVATIONS]
     with all_patched([(layer, name, keras.activations.linear) for name in replaced]):
         yield
-
-
-def _source_layers(tensors: list[Any]) -> tuple[Any, ...]:
-    """The layers that made `tensors`, seen through operations, each once, in order."""
-    by_id: dict[int, Any] = {}
-    visited: set[int] = set()
-    pending = list(reversed(tensors))
-    while pending:
-        tensor = pending.pop()
-        if id(tensor) in visited or (history := private.history(tensor)) is None:
-            continue
-        visited.add(id(tensor))
-        operation, node = history
-        if isinstance(operation, keras.layers.Layer):
-            by_id.setdefault(id(operation), operation)
-        else:
-            pending.extend(reversed(node.input_tensors))
-    return tuple(by_id.values())

@@ -13,8 +13,8 @@ from pytest_modelbudget.backends import assemble
 from pytest_modelbudget.backends.assemble import HeldWeight, PartCalls, Row, call_positions
 from pytest_modelbudget.backends.dimensions import Specs
 from pytest_modelbudget.backends.keras import private, weights
+from pytest_modelbudget.backends.keras.calls import LayerCall
 from pytest_modelbudget.backends.keras.labels import Labels
-from pytest_modelbudget.backends.keras.trace import LayerCall
 from pytest_modelbudget.inputs import BATCH
 from pytest_modelbudget.summary import TensorSpec
 
@@ -99,15 +99,16 @@ def tensor_spec(tensor: Any) -> TensorSpec:
     return TensorSpec(dims, keras.backend.standardize_dtype(tensor.dtype))
 
 
-def all_layers(layer: Any, visited: set[int] | None = None) -> Iterator[Any]:
+def all_layers(layer: Any) -> Iterator[Any]:
     """`layer` and every layer below it, each once."""
-    visited = set() if visited is None else visited
-    if id(layer) in visited:
-        return
-    visited.add(id(layer))
-    yield layer
-    for sublayer in private.sublayers(layer):
-        yield from all_layers(sublayer, visited)
+    visited: set[int] = set()
+    pending = [layer]
+    while pending:
+        part = pending.pop()
+        if id(part) not in visited:
+            visited.add(id(part))
+            yield part
+            pending.extend(reversed(private.sublayers(part)))
 
 
 def unbuilt(
