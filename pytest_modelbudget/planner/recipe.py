@@ -128,11 +128,11 @@ class Training:
     `fsdp`, `zero2` or `ddp`. Beside the ranks, `casts` says what a mixed precision is where FSDP shards: `autocast` as
     without sharding, FSDP's own `policy`, or `both`. With `no_sync` ranks exchange gradients in the last of the
     accumulated passes alone. `pipeline` is `{ranks: 4, schedule: 1f1b, microbatches: 8}`, stages of the model on as
-    many ranks (see `Pipeline`); `batch` is then that of all microbatches together, and the plan that of the rank with
-    the highest peak. `compile` is `xla` or `none` for steps on TensorFlow (`auto`: as the model is compiled, by itself
-    `none`); what `xla` takes is not known. For JAX models `xla` compiles the step for the CPU (`auto`: it is not
-    compiled, and its peak not known). `inductor` estimates the step of a torch model under torch.compile, whose loss
-    and optimizer run as they are.
+    many ranks (see `Pipeline`), each stage shared by the ranks of `sharding` (`fsdp`, `zero2`, `tp`); `batch` is then
+    that of all microbatches together, and the plan that of the rank with the highest peak. `compile` is `xla` or `none`
+    for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known. For JAX
+    models `xla` compiles the step for the CPU (`auto`: it is not compiled, and its peak not known). `inductor`
+    estimates the step of a torch model under torch.compile, whose loss and optimizer run as they are.
 
     `outputs` says whether what the model returned is `kept` until the next pass returns, `until-step`, or `dropped`
     before the backward pass; `zero_grad` may also be `before-backward`. What these two do not say (None) is as in

@@ -81,6 +81,9 @@ TRAININGS: tuple[dict[str, Any], ...] = (
     *({"pipeline": {"ranks": 4, "schedule": name, "microbatches": 4}, "loss": "cross_entropy"} for name in ("gpipe", "1f1b")),
     *({"pipeline": {"ranks": 2, "schedule": name, "microbatches": 4}, "loss": "cross_entropy"}
       for name in ("interleaved1f1b", "interleavedzerobubble", "zbvzerobubble")),
+    {"pipeline": {"ranks": 2, "microbatches": 4}, "sharding": {"fsdp": 8, "casts": "policy"}, "precision": "bf16-mixed",
+     "loss": "cross_entropy", "checkpointing": "blocks"},
+    {"pipeline": {"ranks": 2, "microbatches": 4}, "sharding": {"fsdp": 8, "tp": 2}, "loss": "cross_entropy"},
     *({"fp8": name, "precision": "bf16-mixed"} for name in ("tensorwise", "rowwise", "rowwise_with_gw_hp")),
     {"fp8": {"recipe": "tensorwise", "all_gather": True}, "precision": "bf16-mixed", "sharding": {"fsdp": 8}},
     *({"compile": "inductor", "precision": name} for name in ("fp32", "bf16")),

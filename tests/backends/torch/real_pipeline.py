@@ -9,24 +9,73 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn import functional
 
-from tests.backends.torch.real_ranks import TOKENS, VOCABULARY, WIDTH, Block, Follow, on_ranks, unhurried
+from tests.backends.torch.real_ranks import (
+    TENSOR_PARALLEL,
+    TENSOR_PARALLEL_BLOCK,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+    Block,
+    Follow,
+    groups,
+    on_ranks,
+    recomputed,
+    resizes_followed,
+    unhurried,
+)
 
 LAYERS, BATCH, STEPS = 6, 8, 4
-CASES: dict[str, tuple[str, int, bool]] = {
-    "gpipe": ("GPipe", 4, True),
-    "gpipe, outputs dropped": ("GPipe", 2, False),
-    "1f1b": ("1F1B", 4, True),
-    "1f1b, outputs dropped": ("1F1B", 4, False),
-    "interleaved1f1b": ("Interleaved1F1B", 4, False),
-    "interleavedzerobubble": ("InterleavedZeroBubble", 4, False),
-    "zbvzerobubble": ("ZBVZeroBubble", 4, False),
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pipeline: `returned` are outputs, `passes` those of the schedule before a step of the optimizer.
+
+    Each stage is shared by ranks of `fsdp` and `tp`; `half` is FSDP's policy, autocast without it.
+    """
+
+    schedule: str
+    microbatches: int
+    returned: bool = False
+    fsdp: int = 1
+    tp: int = 1
+    half: bool = False
+    recomputed: bool = False
+    passes: int = 1
+
+    @property
+    def ranks_of_a_stage(self) -> int:
+        return self.fsdp * self.tp
+
+
+CASES: dict[str, Case] = {
+    "gpipe": Case("GPipe", 4, returned=True),
+    "gpipe, outputs dropped": Case("GPipe", 2),
+    "1f1b": Case("1F1B", 4, returned=True),
+    "1f1b, outputs dropped": Case("1F1B", 4),
+    "interleaved1f1b": Case("Interleaved1F1B", 4),
+    "interleavedzerobubble": Case("InterleavedZeroBubble", 4),
+    "zbvzerobubble": Case("ZBVZeroBubble", 4),
+    "autocast": Case("1F1B", 4, half=True),
+    "autocast, recomputed": Case("1F1B", 4, half=True, recomputed=True),
+    "accumulated": Case("1F1B", 2, passes=3),
+    "fsdp": Case("1F1B", 4, fsdp=2),
+    "fsdp, interleaved1f1b": Case("Interleaved1F1B", 4, fsdp=2),
+    "fsdp, zbvzerobubble": Case("ZBVZeroBubble", 4, fsdp=2),
+    "fsdp, mixed precision": Case("1F1B", 4, fsdp=2, half=True),
+    "fsdp, recomputed": Case("1F1B", 4, fsdp=2, recomputed=True),
+    "fsdp, accumulated": Case("1F1B", 2, fsdp=2, passes=3),
+    "tp": Case("1F1B", 4, tp=2),
 }
-"""The schedule, the number of microbatches, and whether outputs are returned, by case."""
 
 
 class Deep(nn.Module):
@@ -66,21 +115,43 @@ def loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(scores.reshape(-1, VOCABULARY), targets)
 
 
-def measure(case: str, rank: int, ranks: int) -> int:
+def shard(model: nn.Module, case: Case, mesh: DeviceMesh) -> None:
+    """Share a stage as torchtitan does: what was gathered stays to the end of a step."""
+    if case.tp > 1:
+        plan = {name: style for name, style in TENSOR_PARALLEL.items() if getattr(model, name)}
+        for index in model.layers:
+            plan |= {f"layers.{index}.{name}": style for name, style in TENSOR_PARALLEL_BLOCK.items()}
+        parallelize_module(model, mesh["tp"], plan)
+    if case.fsdp > 1:
+        half = torch.bfloat16 if case.half else None
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+        for module in (*model.layers.values(), model):
+            fully_shard(module, mesh=mesh["fsdp"], mp_policy=policy, reshard_after_forward=False)
+
+
+def measure(case: Case, world: int) -> int:
     """Steps of AdamW on this rank; the first one, which makes its states, does not count."""
     from torch.distributed.pipelining import PipelineStage, schedules  # takes a second
 
-    name, microbatches, returned = CASES[case]
-    kind = schedules.get_schedule_class(name)
+    dims = {"pp": world // case.ranks_of_a_stage, "fsdp": case.fsdp, "tp": case.tp}
+    mesh = init_device_mesh("cpu", tuple(dims.values()), mesh_dim_names=tuple(dims))
+    rank, ranks = mesh["pp"].get_local_rank(), dims["pp"]
+    kind = schedules.get_schedule_class(case.schedule)
     several = issubclass(kind, schedules.PipelineScheduleMulti)
     stages = 2 * ranks if several else ranks
-    own = [rank, stages - 1 - rank] if name == "ZBVZeroBubble" else list(range(rank, stages, ranks))
+    own = [rank, stages - 1 - rank] if case.schedule == "ZBVZeroBubble" else list(range(rank, stages, ranks))
     parts = [part(stage, stages) for stage in own]
-    pairs = zip(parts, own, strict=True)
-    own_stages = [PipelineStage(module, stage, stages, torch.device("cpu")) for module, stage in pairs]
-    schedule = kind(own_stages if several else own_stages[0], microbatches, loss)
+    for module in parts:
+        for block in module.layers.values() if case.recomputed else ():
+            block.forward = recomputed(block.forward)
+        shard(module, case, mesh)
+    own_stages = [
+        PipelineStage(module, stage, stages, torch.device("cpu"), group=mesh["pp"].get_group())
+        for module, stage in zip(parts, own, strict=True)
+    ]
+    schedule = kind(own_stages if several else own_stages[0], case.microbatches, loss)
     params = [parameter for module in parts for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(params, foreach=True)
+    optimizer = torch.optim.AdamW(groups(params), foreach=True)
     follow = Follow()
     follow.see(params)
     inputs, ends = [], {}
@@ -90,19 +161,21 @@ def measure(case: str, rank: int, ranks: int) -> int:
         ends = {"target": torch.zeros(BATCH * TOKENS, dtype=torch.int64), "losses": []}
     follow.see((inputs, ends))
     out, peaks = None, []
-    with unhurried(), follow:
+    with unhurried(), resizes_followed(follow), follow:
         for _ in range(STEPS):
             torch.distributed.barrier()
             follow.peak = follow.alive
             optimizer.zero_grad()
-            out = schedule.step(*inputs, **ends, return_outputs=returned)  # noqa: F841
+            for _ in range(case.passes):
+                with torch.autocast("cpu", torch.bfloat16, enabled=case.half and case.fsdp == 1):
+                    out = schedule.step(*inputs, **ends, return_outputs=case.returned)  # noqa: F841
             optimizer.step()
             peaks.append(follow.peak)
     return min(peaks[1:])
 
 
 def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, int]:
-    return {case: measure(case, rank, ranks) for case in cases}
+    return {case: measure(CASES[case], ranks) for case in cases}
 
 
 def main() -> None:

@@ -56,8 +56,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (part(x).unflatten(-1, (-1, 16)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
-        scores = (q @ k.transpose(-1, -2)).softmax(-1)
-        return self.o_proj((scores @ v).transpose(1, 2).flatten(2))
+        scores = (q @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32)  # as autocast has it on GPUs alone
+        return self.o_proj((scores.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -130,11 +130,11 @@ def fsdp_mixed(model: nn.Module, ranks: int) -> nn.Module:
 
 def fsdp_recomputed(model: nn.Module, ranks: int) -> nn.Module:
     for block in model.layers:
-        block.forward = _again(block.forward)
+        block.forward = recomputed(block.forward)
     return fsdp(model, ranks)
 
 
-def _again(original: Callable[..., Any]) -> Callable[..., Any]:
+def recomputed(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x: checkpoint(original, x, use_reentrant=False)
 
 
@@ -143,14 +143,20 @@ def hsdp(model: nn.Module, ranks: int) -> nn.Module:
     return model
 
 
+TENSOR_PARALLEL: dict[str, Any] = {
+    "embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+    "lm_head": ColwiseParallel(output_layouts=Replicate()),
+}
+TENSOR_PARALLEL_BLOCK: dict[str, Any] = {
+    **{name: ColwiseParallel() for name in ("attention.q_proj", "attention.k_proj", "attention.v_proj", "up_proj")},
+    **{name: RowwiseParallel() for name in ("attention.o_proj", "down_proj")},
+}
+
+
 def _cut(model: nn.Module, mesh: DeviceMesh) -> None:
-    plan = {"embed_tokens": RowwiseParallel(input_layouts=Replicate())}
-    plan["lm_head"] = ColwiseParallel(output_layouts=Replicate())
+    plan = dict(TENSOR_PARALLEL)
     for index in range(LAYERS):
-        for name in ("attention.q_proj", "attention.k_proj", "attention.v_proj", "up_proj"):
-            plan[f"layers.{index}.{name}"] = ColwiseParallel()
-        for name in ("attention.o_proj", "down_proj"):
-            plan[f"layers.{index}.{name}"] = RowwiseParallel()
+        plan |= {f"layers.{index}.{name}": style for name, style in TENSOR_PARALLEL_BLOCK.items()}
     parallelize_module(model, mesh, plan)
 
 
@@ -276,6 +282,21 @@ class Follow(TorchDispatchMode):
 
 
 @contextmanager
+def resizes_followed(follow: Follow) -> Iterator[None]:
+    """Inside, storages that FSDP2 shrinks to nothing and grows again count with the size that they have."""
+    original = torch.UntypedStorage.resize_
+
+    def resize(storage: torch.UntypedStorage, size: int) -> Any:
+        out = original(storage, size)
+        follow.resized(storage, size)
+        return out
+
+    torch.UntypedStorage.resize_ = resize
+    yield
+    del torch.UntypedStorage.resize_
+
+
+@contextmanager
 def unhurried() -> Iterator[None]:
     """Inside, what waits for an exchange gives gloo time to let go of it, and nothing is collected in between."""
     wait = torch.distributed.Work.wait
@@ -302,19 +323,12 @@ def measure(case: str, ranks: int) -> dict[str, int]:
     text = build is Transformer
     batch = torch.zeros(2, TOKENS, dtype=torch.int64) if text else torch.zeros(2, 63)
     batch = INPUTS.get(case, lambda: batch)()
-    follow, original = Follow(), torch.UntypedStorage.resize_
-
-    def resize(storage: torch.UntypedStorage, size: int) -> Any:
-        out = original(storage, size)
-        follow.resized(storage, size)
-        return out
-
-    torch.UntypedStorage.resize_ = resize
+    follow = Follow()
     follow.see((list(model.parameters()), list(model.buffers()), batch))
-    params = list(model.parameters()) if not _meshes(model) else _groups(model)
-    optimizer = OPTIMIZERS.get(case, _adamw)(params)
+    params = groups(list(model.parameters()))
+    optimizer = OPTIMIZERS.get(case, _adamw)(params if len(params) > 1 else params[0]["params"])
     peaks, after = [], []
-    with unhurried(), follow:
+    with unhurried(), resizes_followed(follow), follow:
         for _ in range(STEPS):
             follow.peak = follow.alive
             optimizer.zero_grad()
@@ -325,7 +339,6 @@ def measure(case: str, ranks: int) -> dict[str, int]:
             optimizer.step()
             peaks.append(follow.peak)
             after.append(_at_rest(follow))
-    del torch.UntypedStorage.resize_
     return {"peak": min(peaks[1:]), "after": min(after[1:])}
 
 
@@ -340,13 +353,10 @@ def _at_rest(follow: Follow) -> int:
     return alive
 
 
-def _meshes(model: nn.Module) -> bool:
-    return len({getattr(parameter, "device_mesh", None) for parameter in model.parameters()}) > 1
-
-
-def _groups(model: nn.Module) -> list[dict[str, Any]]:
+def groups(params: list[Any]) -> list[dict[str, Any]]:
+    """Parameters by the ranks that they are sharded over: an optimizer updates those of one group together."""
     by_mesh: dict[Any, list[Any]] = {}
-    for parameter in model.parameters():
+    for parameter in params:
         by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
     return [{"params": group} for group in by_mesh.values()]
 

@@ -56,7 +56,7 @@ def transformer(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def recomputed(model: nn.Module, ranks: int) -> nn.Module:
     for block in model.layers:
-        block.forward = real_ranks._again(block.forward)
+        block.forward = real_ranks.recomputed(block.forward)
     return real_ranks.ddp(model, ranks)
 
 

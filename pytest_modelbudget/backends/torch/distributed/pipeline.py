@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from logging import getLogger
+from math import prod
 from typing import Any
 
 import torch
@@ -21,17 +22,18 @@ from pytest_modelbudget import units
 from pytest_modelbudget.backends.patching import exchanged, patched
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
+from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
 from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
-from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, record_copy, survey_of
+from pytest_modelbudget.backends.torch.distributed.stage_cuts import record_copy, survey_of
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import NotRepeatableError
+from pytest_modelbudget.backends.torch.distributed.stage_sharding import stage_sharding_of
 from pytest_modelbudget.backends.torch.distributed.stage_step import StageStep
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
-from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryTrace, Training
 from pytest_modelbudget.planner.loops import resolved
-from pytest_modelbudget.planner.pipeline import Pipeline, pipeline_of
-from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
+from pytest_modelbudget.planner.pipeline import pipeline_of
+from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES, Precision
 
 TIED_NOTE = (
     "{names}: several ranks need it, so each has it, with a gradient and states of its own; what exchanges these "
@@ -40,16 +42,20 @@ TIED_NOTE = (
 """What is said of parameters that are on more than one rank."""
 
 
+_CAST_BY_POLICY: Mapping[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""The precision of a model whose parameters FSDP's policy casts, and of what its stages hand on."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankStep:
-    """The step of one rank, and the bytes that it sends in it.
+    """The step of one rank, and the bytes that it sends in it, by kind.
 
     `holds` says in words which blocks it has; `tied` are the parameters that other ranks have, too.
     """
 
     rank: int
     memory_trace: MemoryTrace
-    sent: int
+    communication: Mapping[str, int]
     holds: str
     tied: tuple[str, ...]
 
@@ -69,7 +75,7 @@ def record_pipeline(runnable: RunnableModel, sizes: Mapping[str, int], recipe: T
         *([TIED_NOTE.format(names=", ".join(highest.tied))] if highest.tied else []),
     ]
     trace = replace(highest.memory_trace, notes=(*notes, *highest.memory_trace.notes))
-    return ShardedStep(trace, {"send": highest.sent}, pipeline.ranks)
+    return ShardedStep(trace, highest.communication, pipeline.ranks * stage_sharding_of(resolved(recipe))[0].ranks)
 
 
 def record_ranks(
@@ -83,8 +89,11 @@ def record_ranks(
     recipe = resolved(recipe)
     _refuse(recipe)
     pipeline = pipeline_of(recipe.pipeline)
-    cut = survey_of(runnable, sizes, recipe, pipeline)
-    return [_record_rank(runnable, sizes, recipe, pipeline, cut, rank, repeats) for rank in range(pipeline.ranks)]
+    sharding, recipe = stage_sharding_of(recipe)
+    surveyed = replace(recipe, precision=_CAST_BY_POLICY[sharding.half]) if sharding.half else recipe
+    cut = survey_of(runnable, sizes, surveyed, pipeline)
+    stages = {"pipeline": pipeline, "cut": cut, "sharding": sharding}
+    return [_record_rank(runnable, sizes, recipe, stages, rank, repeats) for rank in range(pipeline.ranks)]
 
 
 def _refuse(recipe: Training) -> None:
@@ -93,7 +102,7 @@ def _refuse(recipe: Training) -> None:
             f"training.pipeline: stages of torch {torch.__version__} were not looked at: update to 2.14 or later"
         )
     default = Training()
-    for name in ("sharding", "gradient_accumulation", "no_sync", "in_backward", "offload", "ema", "steps"):
+    for name in ("no_sync", "in_backward", "offload", "ema", "steps"):
         if getattr(recipe, name) != getattr(default, name):
             raise ModelBudgetError(f"training.{name} with pipeline is not planned: leave one of the two out")
     if recipe.optimizer == "lomo":
@@ -110,39 +119,35 @@ def _refuse(recipe: Training) -> None:
         raise ModelBudgetError(
             f"training.{key} with pipeline is not planned: write another, or leave one of the two out"
         )
-    if recipe.precision in MIXED and recipe.checkpointing != "none":
-        raise ModelBudgetError(
-            "training.checkpointing with pipeline and a mixed precision is not planned: write precision: bf16, or "
-            "leave one of the two out"
-        )
 
 
 def _record_rank(
-    runnable: RunnableModel,
-    sizes: Mapping[str, int],
-    recipe: Training,
-    pipeline: Pipeline,
-    cut: CutModel,
-    rank: int,
+    runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training, stages: Mapping[str, Any], rank: int,
     repeats: bool,
-) -> RankStep:
+) -> RankStep:  # fmt: skip
     steps: list[StageStep] = []
+    pipeline, cut, sharding = stages["pipeline"], stages["cut"], stages["sharding"]
+    with _one_rank_of({"pp": pipeline.ranks, **sharding.dims}, rank) as mesh:
 
-    def recording(*arguments: Any) -> StageStep:
-        steps.append(StageStep(*arguments, pipeline=pipeline, cut=cut, rank=rank, repeats=repeats))
-        return steps[-1]
+        def recording(*arguments: Any) -> StageStep:
+            steps.append(StageStep(*arguments, **stages, rank=rank, repeats=repeats, mesh=mesh))
+            return steps[-1]
 
-    try:
-        with _one_rank_of(pipeline.ranks, rank):
-            trace = record_copy(runnable, sizes, recipe, recording)
-    except NotRepeatableError:
-        return _record_rank(runnable, sizes, recipe, pipeline, cut, rank, repeats=False)
-    return RankStep(rank, trace, steps[-1].sent, cut.words(pipeline.stages_of(rank)), steps[-1].tied)
+        try:
+            trace = record_copy(runnable, sizes, recipe, recording, optimizer_on_shards)
+        except NotRepeatableError:
+            trace = None
+    if trace is None:
+        return _record_rank(runnable, sizes, recipe, stages, rank, repeats=False)
+    return RankStep(rank, trace, steps[-1].communication, cut.words(pipeline.stages_of(rank)), steps[-1].tied)
 
 
 @contextmanager
-def _one_rank_of(ranks: int, rank: int) -> Iterator[None]:
-    """Inside, this process is a rank, and what it sends arrives nowhere."""
+def _one_rank_of(dims: Mapping[str, int], rank: int) -> Iterator[Any]:
+    """Inside, this process has the stages of `rank`, and what it sends arrives nowhere; gives the mesh of these `dims`.
+
+    It is the first of the ranks that share these stages; where it has them for itself there is no mesh.
+    """
     isend = torch.distributed.isend
     with (
         fake_world() as fake,
@@ -151,8 +156,9 @@ def _one_rank_of(ranks: int, rank: int) -> Iterator[None]:
         patched(torch.distributed, "batch_isend_irecv", _one_by_one),
         exchanged("torch.distributed", {"isend": isend}, {"isend": _sending(isend)}),
     ):
-        fake.join(ranks, rank)
-        yield
+        ranks = prod(dims.values())
+        fake.join(ranks, rank * ranks // dims["pp"])
+        yield fake.mesh(**dims) if len(dims) > 1 else None
 
 
 def _one_by_one(operations: Sequence[Any]) -> list[Any]:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.distributed.collective_recorder import CollectiveRecorder, resizes_recorded
 from pytest_modelbudget.backends.torch.distributed.context_parallel import ContextParallelStep, is_context_parallel
 from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
@@ -30,12 +30,11 @@ from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters, is_zero1, sharding_of
 from pytest_modelbudget.backends.torch.distributed.zero import StatesOfOneRank
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
-from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_bytes
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
-from pytest_modelbudget.planner import MemoryEvent, MemoryTrace, Recipe, Training
+from pytest_modelbudget.planner import MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import FULLY_SHARDED
 
@@ -105,7 +104,7 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
 
         offloads = "params" in recipe.offload
         with (
-            _resizes_recorded(recorders),
+            resizes_recorded(recorders),
             _explained(runnable.name, recipe.sharding),
             shards_copied_to_device() if offloads else nullcontext(),
         ):
@@ -147,79 +146,16 @@ def _explained(name: str, sharding: Any) -> Iterator[None]:
         ) from error
 
 
-class _RankRecorder(Recorder):
-    """Knows collectives, and storages that shrink to nothing and grow again."""
+class _RankRecorder(CollectiveRecorder):
+    """Knows the buckets of replicas, which are reduced in place."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._sent: list[tuple[int, SentBytes]] = []
         self._buckets = isinstance(model, nn.parallel.DistributedDataParallel)
 
     def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """Note one operator, and what it sends."""
-        if cost.name.startswith("profiler."):
-            return
         super().operator(cost, view, operands, args, kwargs, out)
-        if (communication := sent_bytes(cost.name, args, out)) is not None:
-            self._sent.append((len(self._events) - 1, communication))
-            if cost.name == "c10d._allgather_base_":
-                self.set_role(args[0], "gathered")
-            elif cost.name == "c10d._reduce_scatter_base_":
-                self.set_role(args[1], "gathered")
-            elif cost.name == "c10d.allreduce_" and self._buckets:
-                for bucket in args[0]:
-                    self.set_role(bucket, "gathered")
-
-    @contextmanager
-    def standing_for(self, times: int) -> Iterator[None]:
-        """See `Recorder`: what they send is added up, too."""
-        start = len(self._sent)
-        with super().standing_for(times):
-            yield
-        self._sent += self._sent[start:] * (times - 1)
-
-    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
-        """The memory of `storage` is let go of, or is made anew."""
-        key = int(storage._cdata)
-        size_before = self._sizes.get(key)
-        if size_before is None or size_before == size:
-            return
-        if size_before:
-            self._freed.append(self._numbers[key])
-        self._sizes[key] = size
-        self._numbers[key] = number = self._next_number
-        self._next_number += 1
-        if size:
-            self._roles[number] = "gathered"
-            self._events.append(
-                MemoryEvent("storage.resize_", self._path(), self.phase, ((number, size),), self._take_freed())
-            )
-
-    def communication(self, first: int) -> dict[str, int]:
-        """Bytes sent from the event `first` on, by kind."""
-        sums: dict[str, int] = {}
-        for index, collective in self._sent:
-            if index >= first:
-                sums[collective.kind] = sums.get(collective.kind, 0) + collective.bytes
-        return dict(sorted(sums.items(), key=lambda item: -item[1]))
-
-    def _forget_storage(self, key: int) -> None:
-        if self._sizes[key]:
-            super()._forget_storage(key)
-        else:
-            del self._numbers[key], self._sizes[key], self._alive[key]
-
-
-@contextmanager
-def _resizes_recorded(recorders: list[_RankRecorder]) -> Iterator[None]:
-    """Inside, the recorders hear of storages that are resized, which is no operator."""
-    original = torch.UntypedStorage.resize_
-
-    def resize(storage: torch.UntypedStorage, size: int) -> Any:
-        out = original(storage, size)
-        for recorder in recorders:
-            recorder.resized(storage, size)
-        return out
-
-    with patched(torch.UntypedStorage, "resize_", resize):
-        yield
+        if cost.name == "c10d.allreduce_" and self._buckets:
+            for bucket in args[0]:
+                self.set_role(bucket, "gathered")

@@ -100,15 +100,14 @@ def _shard_by_plan(
     half: torch.dtype | None,
     experts: Mapping[str, Any],
 ) -> nn.Module:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     mesh = fake.mesh(**dims)
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
     if "tp" in dims:
         parallelize(model, mesh["tp"], name)
-    if fully := next((dim for dim in ("fsdp", "zero2") if dim in dims), ""):
-        options: dict[str, Any] = {"mesh": mesh["ddp", fully] if "ddp" in dims else mesh[fully], "mp_policy": policy}
-        if fully == "zero2":
+    if not {"fsdp", "zero2"}.isdisjoint(dims):
+        options = full_sharding(mesh, dims, half)
+        if "zero2" in dims:
             options["reshard_after_forward"] = False
         for module, rest in (expert_parallel(model, name, experts, fake) if experts else {}).items():
             fully_shard(module, **{**options, "mesh": rest})
@@ -118,10 +117,22 @@ def _shard_by_plan(
     elif "fsdp1" in dims:
         return shard_flat(model, repeated_blocks(model), mesh.get_group(), half)
     elif "tp" in dims and "ddp" in dims:
-        _replicate(model, mesh["ddp"], policy)
+        _replicate(model, mesh["ddp"], _policy(half))
     elif "tp" not in dims:
         return _with_comm_hooks(nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group()))
     return model
+
+
+def full_sharding(mesh: Any, dims: Mapping[str, int], half: torch.dtype | None) -> dict[str, Any]:
+    """What `fully_shard` is called with, to shard over `mesh` of these `dims`; `half` is what its policy casts to."""
+    fully = "zero2" if "zero2" in dims else "fsdp"
+    return {"mesh": mesh["ddp", fully] if "ddp" in dims else mesh[fully], "mp_policy": _policy(half)}
+
+
+def _policy(half: torch.dtype | None) -> Any:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
 
 
 def _replicate(model: nn.Module, mesh: Any, policy: Any) -> None:

@@ -17,6 +17,7 @@ from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.losses import cross_entropy_of, loss_function
+from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
 from pytest_modelbudget.backends.torch.training.step import StepRecording, record_step
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
@@ -113,7 +114,10 @@ def calls_of(call: ModelCall, microbatches: int) -> list[MicrobatchCall]:
     return [microbatch(index) for index in range(microbatches)]
 
 
-def record_copy(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training, recording: Any) -> MemoryTrace:
-    """Record a copy of `runnable`, without its pipeline, by what `recording` makes."""
+def record_copy(
+    runnable: RunnableModel, sizes: Mapping[str, int], recipe: Training, recording: Any, optimizer: Any = optimizer_of
+) -> MemoryTrace:
+    """Record a copy of `runnable`, without its pipeline, by what `recording` and `optimizer` make."""
     copy = RunnableModel(runnable.name, copy_with_own_parameters(runnable.model), runnable.inputs)
-    return record_step(copy, sizes, replace(recipe, pipeline={}), shard=lambda model: model, recording=recording)
+    rest = replace(recipe, pipeline={})
+    return record_step(copy, sizes, rest, shard=lambda model: model, optimizer=optimizer, recording=recording)

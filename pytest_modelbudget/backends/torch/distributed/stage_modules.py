@@ -7,7 +7,7 @@ in the place of what its first block is called with, and goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class _LeaveError(BaseException):
 class StageModule(nn.Module):  # type: ignore[misc]
     """The blocks from `first` to before `last` of a model on this rank; `parameters` are its alone.
 
+    `recorder` is what records it, which is made when it is there; `blocks` are what run in place of the model's own.
+
     Called with what the stage before sent (the first stage: with the tensors of the inputs); the model gets
     `calls[microbatch]`. Of a result that is no tensor the scores are given (or the loss, where it is all there is); the
     whole is in `returned` until the loss is made.
@@ -43,17 +45,19 @@ class StageModule(nn.Module):  # type: ignore[misc]
         blocks: Sequence[int],
         survey: Survey,
         calls: Sequence[MicrobatchCall],
-        recorder: StageRecorder,
         own: Sequence[nn.Parameter],
     ) -> None:
         super().__init__()
         self.first, self.last = blocks[0], blocks[-1] + 1
         self.microbatch = 0
         self.returned: Any = None
+        self.recorder: StageRecorder
         self._call: Callable[..., Any] = lambda *args, **kwargs: model(*args, **kwargs)  # no part of this module
         self._own = list(own)
-        self._survey, self._calls, self._recorder = survey, calls, recorder
+        self._survey, self._calls = survey, calls
         self._received: torch.Tensor | None = None
+        self.blocks: Iterable[nn.Module] = ()
+        self._block_calls: dict[int, Callable[..., Any]] = {}
 
     @property
     def is_last(self) -> bool:
@@ -68,14 +72,14 @@ class StageModule(nn.Module):  # type: ignore[misc]
         """Run the stage for one microbatch."""
         args, kwargs = self._calls[self.microbatch]
         if self.first:
-            self._received, self._recorder.paused = received[0], True
+            self._received, self.recorder.paused = received[0], True
         try:
             out = self._call(*args, **kwargs)
         except _LeaveError as leaving:
             leaving.__traceback__ = None  # its frames hold what the model's code has in variables
             return leaving.hidden
         finally:
-            self._received, self._recorder.paused = None, False
+            self._received, self.recorder.paused = None, False
         if isinstance(out, torch.Tensor):
             return out
         self.returned, loss = out, own_loss(out)
@@ -89,11 +93,11 @@ class StageModule(nn.Module):  # type: ignore[misc]
         if index == self.last:
             raise _LeaveError(hidden)
         if index == self.first and self._received is not None:
-            received, self._recorder.paused = self._received, False
+            received, self.recorder.paused = self._received, False
             args, kwargs = tree_map_only(
                 torch.Tensor, lambda tensor: received if tensor is hidden else tensor, (args, kwargs)
             )
-        return original(*args, **kwargs)
+        return self._block_calls.get(index, original)(*args, **kwargs)
 
 
 def _unseen_like(tensor: torch.Tensor) -> torch.Tensor:

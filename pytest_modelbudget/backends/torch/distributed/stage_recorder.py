@@ -9,7 +9,7 @@ same size, so that it is let go of where torch lets go of it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,9 +20,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_modelbudget.backends.torch.compat import no_modes, tree_map_only
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.distributed.collective_recorder import CollectiveRecorder
 from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
-from pytest_modelbudget.backends.torch.meta.collectives import sent_bytes
+from pytest_modelbudget.backends.torch.meta.collectives import SentBytes
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryEvent, MemoryTrace
@@ -44,13 +44,14 @@ class Like:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The events of one pass of a microbatch; `sums` are those of gradients, by their place among the events.
+    """The events of one pass of a microbatch; by their place among these, `sums` of gradients and what ranks `sent`.
 
     `out` is what the pass gave to torch's schedule, with what its tensors are like; `lasting` are their storages.
     """
 
     events: tuple[MemoryEvent, ...]
     sums: Mapping[int, tuple[int, int]]
+    sent: Mapping[int, SentBytes]
     work: tuple[Work, ...]
     out: Any
     lasting: frozenset[int]
@@ -68,14 +69,13 @@ class NotRepeatableError(ModelBudgetError):
     """A microbatch left something behind that another pass has to let go of."""
 
 
-class StageRecorder(Recorder):
+class StageRecorder(CollectiveRecorder):
     """Holds what `own` names of a model, which is on this rank; hears of nothing while it is `paused`."""
 
     def __init__(self, model: nn.Module, own: Collection[str]) -> None:
         self._own = own
         self.paused = False
         self._running = False
-        self._sent: list[tuple[int, int]] = []
         self._repeated: list[list[Work]] = []
         super().__init__(model)
 
@@ -108,18 +108,24 @@ class StageRecorder(Recorder):
 
     def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
         """Note one operator, and what it sends."""
-        if self.paused or cost.name.startswith("profiler."):
+        if self.paused:
             return
         super().operator(cost, view, operands, args, kwargs, out)
         if cost.name == "c10d.recv_":
             for tensor in tensors(args[0]):
                 self.set_role(tensor, "received")
-        if (communication := sent_bytes(cost.name, args, out)) is not None:
-            self._sent.append((len(self._events) - 1, communication.bytes))
 
-    def sent(self, first: int) -> int:
-        """Bytes sent from the event `first` on."""
-        return sum(size for index, size in self._sent if index >= first)
+    def transparent(self, modules: Iterable[nn.Module]) -> None:
+        """Calls of `modules` are those of the modules inside them."""
+        self.parts = {*self.parts, *map(id, modules)}
+
+    @contextmanager
+    def standing_for(self, times: int) -> Iterator[None]:
+        """See `Recorder`: the work of what is repeated is added up, too."""
+        start = len(self._repeated)
+        with super().standing_for(times):
+            yield
+        self._repeated += self._repeated[start:] * (times - 1)
 
     @property
     def _measured_work(self) -> WorkRecorder:
@@ -143,6 +149,7 @@ class StageRecorder(Recorder):
         microbatch.segments[name] = Segment(
             events,
             {index - start: pair for index, pair in self._sums.items() if start <= index < end},
+            {index - start: collective for index, collective in self._sent if start <= index < end},
             self._measured_work.since(work_start),
             template,
             frozenset(self._numbers.get(storage_key(tensor), -1) for tensor in tensors(out)),
@@ -168,6 +175,7 @@ class StageRecorder(Recorder):
         for index, (number, operand) in segment.sums.items():
             if operand in numbers:
                 self._sums[start + index] = numbers[number], numbers[operand]
+        self._sent += [(start + index, collective) for index, collective in segment.sent.items()]
         self._repeated.append(list(segment.work))
         with no_modes(), torch.no_grad():
             return tree_map_only(Like, lambda like: self._stand_in(like, numbers[like.storage]), segment.out)

@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.distributed.collective_recorder import resizes_recorded
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, calls_of
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
+from pytest_modelbudget.backends.torch.distributed.stage_sharding import ShardedStageModule, StageSharding
+from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
@@ -23,7 +26,7 @@ from pytest_modelbudget.backends.torch.training.gradients import drop_gradients
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs
 from pytest_modelbudget.backends.torch.training.losses import CrossEntropy, cross_entropy_of, loss_function
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of
-from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording
+from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording, recorded_passes
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
@@ -35,35 +38,50 @@ from pytest_modelbudget.summary import Phase
 class StageStep(StepRecording):
     """Runs torch's schedule on one rank instead of a loop's passes."""
 
-    def __init__(self, *arguments: Any, pipeline: Pipeline, cut: CutModel, rank: int, repeats: bool) -> None:
+    def __init__(
+        self, *arguments: Any, pipeline: Pipeline, cut: CutModel, rank: int, repeats: bool, sharding: StageSharding,
+        mesh: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*arguments)
         self.pipeline, self.cut, self.rank, self.repeats = pipeline, cut, rank, repeats
+        self.sharding, self.mesh = sharding, mesh
         self.stage_indices = pipeline.stages_of(rank)
-        self.sent = 0
+        self.communication: Mapping[str, int] = {}
         self.own_parameters: list[nn.Parameter] = []
         self.tied: tuple[str, ...] = ()
         self.running: StageModule | None = None
+        self.stage_modules: list[StageModule] = []
 
     def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
         """One that holds what the stages of this rank need."""
+        if "tp" in self.sharding.dims:
+            parallelize(self.model, self.mesh["tp"], self.runnable.name)
         names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())]
-        own = {name for name in names if any(self.cut.needs(stage, name) for stage in self.stage_indices)}
-        self.own_parameters = [parameter for name, parameter in self.model.named_parameters() if name in own]
+        own = {name for name in names if self.needed_by(name, self.stage_indices)}
         for name, parameter in self.model.named_parameters():
             if name not in own:
                 parameter.requires_grad_(False)
         others = [stage for stage in range(self.pipeline.stages) if stage not in self.stage_indices]
         self.tied = tuple(
-            name
-            for name, _ in self.model.named_parameters()
-            if name in own and any(self.cut.needs(stage, name) for stage in others)
+            name for name, _ in self.model.named_parameters() if name in own and self.needed_by(name, others)
         )
+        self.stage_modules = self.modules(call)
+        self.own_parameters = [parameter for name, parameter in self.model.named_parameters() if name in own]
         self.recorder = lambda model: StageRecorder(model, own)
         recorder = super().recorder_for(call, kernels)
+        assert isinstance(recorder, StageRecorder)
+        self.cleanup.enter_context(resizes_recorded([recorder]))
+        for module in self.stage_modules:
+            module.recorder = recorder
+            recorder.transparent(module.blocks)
         for number, tensor in enumerate(tensors((call.args, call.kwargs))):
-            if any(self.cut.needs(stage, number) for stage in self.stage_indices):
+            if self.needed_by(number, self.stage_indices):
                 recorder.hold(tensor, "input")
         return recorder
+
+    def needed_by(self, name: str | int, stages: Sequence[int]) -> int:
+        """How many of some stages need a parameter, a buffer or an input."""
+        return sum(self.cut.needs(stage, name) for stage in stages)
 
     def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
         """Run `STEPS` steps of the schedule."""
@@ -80,12 +98,13 @@ class StageStep(StepRecording):
             if step:
                 gc.collect(0)  # as in a step without stages
             recorder.begin_step()
-            for stage in stages:
-                stage.begin_step()
             if recipe.zero_grad == "before":
                 drop_gradients(params)
-            with kernels.autocast(MIXED.get(recipe.precision)):
-                outputs.returned(_stepped(schedule, inputs, ends))
+            for times in recorded_passes(recipe):
+                for stage in stages:
+                    stage.begin_step()
+                with recorder.standing_for(times), kernels.autocast(MIXED.get(recipe.precision)):
+                    outputs.returned(_stepped(schedule, inputs, ends))
             if recipe.outputs != "kept":
                 outputs.drop()
             self.optimize(optimizer, recorder)
@@ -93,7 +112,7 @@ class StageStep(StepRecording):
                 drop_gradients(params)
         self.notes += notes_of(optimizer)
         outputs.note_last()
-        self.sent = recorder.sent(recorder.measured)
+        self.communication = recorder.communication(recorder.measured)
         return outputs, losses, optimizer, schedule
 
     def arguments(
@@ -118,19 +137,29 @@ class StageStep(StepRecording):
                 recorder=recorder,
                 enter=self.entering(recipe, recorder, kernels),
                 repeats=self.repeats and not self.pipeline.splits_backward,
+                group=None if self.mesh is None else self.mesh["pp"].get_group(),
                 **self.metadata(stage, call),
             )
-            for stage, module in zip(self.stage_indices, self.modules(call, recorder), strict=True)
+            for stage, module in zip(self.stage_indices, self.stage_modules, strict=True)
         ]
 
-    def modules(self, call: ModelCall, recorder: StageRecorder) -> list[StageModule]:
-        """What the stages of this rank run."""
+    def modules(self, call: ModelCall) -> list[StageModule]:
+        """What the stages of this rank run, sharded over the ranks that share them."""
         calls, survey = calls_of(call, self.pipeline.microbatches), self.cut.survey
         named = dict(self.model.named_parameters())
+        make = ShardedStageModule if self.sharding.is_full else StageModule
         modules = []
         for stage in self.stage_indices:
             own = [parameter for name, parameter in named.items() if self.cut.needs(stage, name)]
-            modules.append(StageModule(self.model, self.cut.blocks_of_stage(stage), survey, calls, recorder, own))
+            modules.append(make(self.model, self.cut.blocks_of_stage(stage), survey, calls, own))
+        if self.sharding.is_full:
+            if shared := next((name for name in named if self.needed_by(name, self.stage_indices) > 1), ""):
+                raise ModelBudgetError(
+                    f"training.sharding: {shared} is needed by several stages of rank {self.rank}, and FSDP shards a "
+                    "parameter once: take a schedule with one stage on each rank, or leave sharding out"
+                )
+            for module in modules:
+                module.shard(self.mesh, self.sharding)
         for index, name in enumerate(survey.blocks):
             block = self.model.get_submodule(name)
             block.forward = self.run_block(index, block.forward)  # the model is a copy
@@ -152,7 +181,7 @@ class StageStep(StepRecording):
         @contextmanager
         def enter(phase: Phase, module: StageModule) -> Iterator[None]:
             self.running, recorder.phase, self.doing = module, phase, f"{phase} pass of a stage"
-            kernels.keeps_casts = loop.caches_casts and phase != "backward"
+            kernels.keeps_casts = loop.caches_casts  # in recomputed blocks, too: the whole step is in one autocast
             kernels.guessing = phase != "forward"  # from a loss on, the optimizer included, as without stages
             enabled = torch.is_autocast_enabled("cpu")
             torch.set_autocast_enabled("cpu", enabled and phase != "backward")
@@ -161,7 +190,7 @@ class StageStep(StepRecording):
             finally:
                 torch.set_autocast_enabled("cpu", enabled)
             if phase == "backward":
-                for parameter in self.own_parameters:
+                for parameter in (*self.own_parameters, *module.parameters()):  # others while they are gathered
                     if parameter.grad is not None:
                         recorder.set_role(parameter.grad, "gradient")
 

@@ -111,3 +111,8 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
             lambda: super(RecordedStage, self).backward_weight_one_chunk(bwd_chunk_id, last_backward),
             lambda _: None,
         )
+
+    def perform_reduce_grad(self, grad_scale_factor: int) -> None:
+        """Reduce gradients over the ranks that share the stage, where there are some, after its last backward pass."""
+        with self.enter("backward", self.module):
+            super().perform_reduce_grad(grad_scale_factor)

@@ -94,7 +94,7 @@ def test_states_and_bytes_sent() -> None:
         sums = lasting(step.memory_trace)
         assert sums["param"] == sums["gradient"] == FLOAT * parameters
         assert sums["optimizer"] == pytest.approx(2 * FLOAT * parameters, abs=1000)  # and a counter for each
-    assert [step.sent for step in (first, middle, last)] == [ROWS, 2 * ROWS, ROWS]
+    assert [step.communication for step in (first, middle, last)] == [{"send": rows} for rows in (ROWS, 2 * ROWS, ROWS)]
     assert [lasting(step.memory_trace)["input"] for step in (first, last)] == [8 * BATCH * TOKENS] * 2
     assert "input" not in lasting(middle.memory_trace)
     # room for what each microbatch gets of the stage before, and of the one after
@@ -108,6 +108,25 @@ def test_an_optimizer_that_reads_values() -> None:
     table = VOCABULARY + WIDTH
     block = 4 * 2 * WIDTH + 2 * 5 * WIDTH + 4 * WIDTH
     assert lasting(step.memory_trace)["optimizer"] == FLOAT * (table + block)
+
+
+def test_stages_that_are_sharded() -> None:
+    """Each rank has a part of its stage's parameters, gradients and states; all is gathered and reduced once a step."""
+    pipeline = {"ranks": 2, "microbatches": 4, "split": ["layers.2"]}
+    pairs = zip(ranks_of(pipeline, sharding={"fsdp": 2}), ranks_of(pipeline), (2, 4), strict=True)
+    for step, alone, blocks in pairs:
+        parameters = blocks * BLOCK + TABLE + (2 * WIDTH if step.rank else 0)
+        sums, trace = lasting(step.memory_trace), step.memory_trace
+        assert sums["param"] == sums["gradient"] == FLOAT * parameters // 2
+        assert sums["optimizer"] == pytest.approx(FLOAT * parameters, abs=1000)
+        assert "gathered" not in sums
+        sent = FLOAT * parameters // 2
+        assert step.communication == {"all_gather": sent, "reduce_scatter": sent, "send": ROWS}
+        whole = sum(size for event in trace.events[trace.measured :] for number, size in event.made
+                    if trace.roles.get(number) == "gradient")  # fmt: skip
+        assert whole == FLOAT * (parameters + parameters // 2)  # of all microbatches, and what is left of it
+        flops = [sum(work.flops for work in other.memory_trace.work or ()) for other in (step, alone)]
+        assert flops[0] == flops[1]
 
 
 def most_in_flight(trace: MemoryTrace, block: str) -> int:
@@ -136,6 +155,10 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mixed": ({"ranks": 2, "microbatches": 4}, {"precision": "bf16-mixed", "outputs": "dropped"}),
     "recomputed": ({"ranks": 2, "microbatches": 4}, {"checkpointing": "blocks"}),
     "interleaved": ({"ranks": 2, "schedule": "interleaved1f1b", "microbatches": 4}, {"outputs": "until-step"}),
+    "fsdp, tp, accumulated": (
+        {"ranks": 2, "microbatches": 4},
+        {"sharding": {"fsdp": 2, "ddp": 2, "tp": 2}, "gradient_accumulation": 3},
+    ),
     "lora": ({"ranks": 2, "microbatches": 2}, {"lora": {"rank": 4, "targets": ["q_proj"]}}),
 }
 
@@ -159,7 +182,7 @@ def test_microbatches_that_are_repeated(case: str) -> None:
         assert curves[0] == curves[1]
         flops = [sum(work.flops for work in trace.work or ()) for trace in (repeated.memory_trace, run.memory_trace)]
         assert flops[0] == flops[1] > 0
-        assert repeated.sent == run.sent
+        assert repeated.communication == run.communication
 
 
 def test_plan() -> None:
@@ -189,8 +212,16 @@ def test_plan() -> None:
     [
         ({"ranks": 2, "microbatches": 3}, {}, Deep, "batch of 8 does not divide into 3 microbatches"),
         ({"ranks": 2}, {"loss": "auto"}, Deep, "a pipeline needs a loss"),
-        ({"ranks": 2}, {"sharding": {"fsdp": 2}}, Deep, "training.sharding with pipeline is not planned"),
-        ({"ranks": 2}, {"gradient_accumulation": 2}, Deep, "training.gradient_accumulation with pipeline"),
+        ({"ranks": 2}, {"sharding": {"zero1": 2}}, Deep, "training.sharding: zero1 with pipeline is not planned"),
+        ({"ranks": 2}, {"sharding": {"ddp": 2}}, Deep, "ddp with pipeline is planned beside fsdp alone"),
+        ({"ranks": 2}, {"sharding": "nets:shard"}, Deep, "training.sharding: module:callable with pipeline"),
+        (
+            {"ranks": 2, "schedule": "zbvzerobubble"},
+            {"sharding": {"fsdp": 2}},
+            Tied,
+            "embed_tokens.weight is needed by several stages of rank 0",
+        ),
+        ({"ranks": 2}, {"offload": ("activations",)}, Deep, "training.offload with pipeline is not planned"),
         ({"ranks": 2}, {"optimizer": "lomo"}, Deep, "training.optimizer: lomo with pipeline is not planned"),
         ({"ranks": 2}, {"loop": "lightning"}, Deep, "torch's schedule runs the passes"),
         ({"ranks": 2}, {}, Skipping, "layers.3 cannot begin a stage"),

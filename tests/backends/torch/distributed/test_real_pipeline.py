@@ -21,7 +21,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo"),
 ]
 
-CASES = list(real_pipeline.CASES)
+SHARED = [name for name, case in real_pipeline.CASES.items() if case.ranks_of_a_stage == 2]
+ALONE = [name for name in real_pipeline.CASES if name not in SHARED]
 
 
 class Whole(real_ranks.Transformer):
@@ -32,27 +33,38 @@ class Whole(real_ranks.Transformer):
         self.layers = nn.ModuleList(real_ranks.Block() for _ in range(real_pipeline.LAYERS))
 
 
-def planned(case: str, ranks: int) -> list[int]:
-    """The peaks of all ranks."""
-    schedule, microbatches, returned = real_pipeline.CASES[case]
+def planned(name: str, ranks: int) -> list[int]:
+    """The peaks of all ranks; those that share a stage have the same."""
+    case = real_pipeline.CASES[name]
     with abstract():
         model = Whole()
+    dims = {dim: size for dim, size in (("fsdp", case.fsdp), ("tp", case.tp)) if size > 1}
     training = Training(
-        pipeline={"ranks": ranks, "schedule": schedule, "microbatches": microbatches},
-        outputs="kept" if returned else "dropped",
+        pipeline={
+            "ranks": ranks // case.ranks_of_a_stage,
+            "schedule": case.schedule,
+            "microbatches": case.microbatches,
+        },
+        sharding={**dims, **({"casts": "policy"} if case.fsdp > 1 else {})} if dims else None,
+        gradient_accumulation=case.passes,
+        checkpointing="blocks" if case.recomputed else "none",
+        precision="bf16-mixed" if case.half else "fp32",
+        outputs="kept" if case.returned else "dropped",
         kernels="cpu",
         foreach=True,
         loss="cross_entropy",
     )
     inputs = parse(f"int64[{real_pipeline.BATCH}, {real_ranks.TOKENS}]")
-    return [step.memory_trace.peak() for step in record_ranks(RunnableModel(case, model, inputs), {}, training)]
+    steps = record_ranks(RunnableModel(name, model, inputs), {}, training)
+    return [step.memory_trace.peak() for step in steps for _ in range(case.ranks_of_a_stage)]
 
 
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [
-        pytest.param(2, CASES, id="two ranks"),
+        pytest.param(2, ALONE, id="two ranks"),
         pytest.param(3, ["gpipe", "1f1b, outputs dropped"], id="three ranks"),
+        pytest.param(4, SHARED, id="two ranks for each stage"),
     ],
 )
 def test_against_real_ranks(ranks: int, cases: list[str]) -> None:
