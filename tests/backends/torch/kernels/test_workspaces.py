@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS, THREADS
 from pytest_modelbudget.backends.torch.kernels.workspaces import workspace
@@ -207,3 +208,32 @@ def taken_by_operator(
         workspace("aten.convolution_backward", backward, None, cpu),
     ]
     return planned, taken
+
+
+def _norm_backward() -> tuple[Any, tuple[Any, ...]]:
+    data, weight = torch.rand(64, 192), torch.rand(192)
+    _, mean, deviation = torch.ops.aten.native_layer_norm(data, [192], weight, weight, 1e-5)
+    return torch.ops.aten.native_layer_norm_backward, (data, data, [192], mean, deviation, weight, weight, [True] * 3)
+
+
+def _groups_backward() -> tuple[Any, tuple[Any, ...]]:
+    data, sizes = torch.rand(4, 64, 7, 7), (4, 64, 49, 8)
+    _, mean, deviation = torch.ops.aten.native_group_norm(data, None, None, *sizes, 1e-5)
+    return torch.ops.aten.native_group_norm_backward, (data, data, mean, deviation, torch.rand(64), *sizes, [True] * 3)
+
+
+OTHERS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
+    "layer norm": _norm_backward,
+    "group norm": _groups_backward,
+    "softmax of masked rows": lambda: (torch.ops.aten._safe_softmax, (torch.rand(2, 4, 16, 16), -1)),
+    "mean in half precision": lambda: (torch.ops.aten.mean, (torch.rand(64, 512).half(), [1])),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kernels(name: str) -> None:
+    """What they make for themselves is what the allocator gave them, beside results."""
+    function, args = OTHERS[name]()
+    results: list[Any] = []
+    taken = measured(lambda: results.append(function(*args)), 1) - sum(out.nbytes for out in tree_leaves(results))
+    assert workspace(f"aten.{function.__name__}", args, results[0], CPUS[KERNELS]) == taken
