@@ -136,10 +136,16 @@ ONE_OPERATOR = [
     operator([1, 64, 8, 8, 8], [64, 32, 3, 3, 3], stride=2, padding=1, transposed=True),
     operator([2, 24, 24, 24], [144, 24, 1, 1], summed=True),
     operator([2, 12, 17, 13], [40, 12, 1, 1], summed=True),
+    operator([2, 16, 64, 64], [5, 16, 1, 1], summed=True, bias=True),
     operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2, summed=True),
     operator([8, 3, 56, 56], [8, 3, 1, 1], summed=True),
     operator([2, 3, 32, 32], [64, 3, 3, 3], padding=1),
     operator([2, 3, 224, 224], [192, 3, 16, 16], stride=16),
+    operator([2, 21, 12, 12], [21, 21, 16, 16], stride=8, padding=4, transposed=True),
+    operator([2, 64, 14, 14], [64, 1, 4, 4], stride=2, padding=1, groups=64, transposed=True),
+    operator([2, 64, 14, 14], [64, 8, 4, 4], stride=2, padding=1, groups=4, transposed=True, slow=True),
+    operator([8, 16, 28, 28], [16, 24, 5, 5], transposed=True, slow=True),
+    operator([8, 16, 32, 32], [16, 3, 4, 4], stride=2, padding=1, transposed=True, slow=True),
 ]
 """Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, of images, and small
 ones that are torch's own. `summed` are those whose weights two threads sum up by rules for AVX-512."""
@@ -154,6 +160,7 @@ IN_BFLOAT16 = [
     operator([2, 256, 24, 24], [512, 256, 1, 1], stride=2),
     operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2, slow=True),
     operator([1, 64, 28, 28], [128, 64, 1, 1], slow=True),
+    operator([2, 128, 14, 14], [256, 128, 1, 1], bias=True, slow=True),
     operator([1, 512, 7, 7], [2048, 512, 1, 1]),
     operator([2, 1024, 6, 6], [256, 1024, 1, 1], slow=True),
     operator([2, 3, 96, 96], [64, 3, 7, 7], stride=2, padding=3),
@@ -198,10 +205,12 @@ def taken_by_operator(
         input = input.movedim(1, -1).contiguous().movedim(-1, 1)
     forward = (input, weight, None, *rest)
     out = torch.ops.aten.convolution(*forward)
-    backward = (torch.rand_like(out), input, weight, None, *rest, [True, True, False])
+    filters, with_bias = out.shape[1], bool(options.get("bias"))
+    results = input.nbytes + weight.nbytes + (filters * out.itemsize if with_bias else 0)
+    backward = (torch.rand_like(out), input, weight, [filters], *rest, [True, True, with_bias])
     taken = [
         measured(lambda: torch.ops.aten.convolution(*forward), 1) - out.nbytes,
-        measured(lambda: torch.ops.aten.convolution_backward(*backward), 1) - input.nbytes - weight.nbytes,
+        measured(lambda: torch.ops.aten.convolution_backward(*backward), 1) - results,
     ]
     planned = [
         workspace("aten.convolution", forward, out, cpu),
