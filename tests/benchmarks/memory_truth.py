@@ -104,16 +104,17 @@ class Row:
         return None if peak is None else 100 * (peak / self.truth - 1)
 
 
-def _loss(out: Any, recipe: Mapping[str, Any]) -> list[torch.Tensor]:
-    """What the backward pass begins with, as a recipe of that loss says it."""
+def _loss(out: Any, recipe: Mapping[str, Any], kept: dict[str, Any]) -> list[torch.Tensor]:
+    """What the backward pass begins with, as a recipe of that loss says it; targets are kept, as a batch of data is."""
     own = out.get("loss") if isinstance(out, Mapping) else None
     if own is not None:
         return [own]
     outputs = [leaf for leaf in tree_leaves(_plain(out)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
     if recipe.get("loss") != "cross_entropy":
         return outputs
-    targets = torch.zeros(outputs[0].shape[0], *outputs[0].shape[2:], dtype=torch.int64)
-    return [nn.functional.cross_entropy(outputs[0], targets)]
+    if "targets" not in kept:
+        kept["targets"] = torch.zeros(outputs[0].shape[0], *outputs[0].shape[2:], dtype=torch.int64)
+    return [nn.functional.cross_entropy(outputs[0], kept["targets"])]
 
 
 def _plain(out: Any) -> Any:
@@ -143,7 +144,7 @@ def _steps(model: nn.Module, call: Call, case: str, recipe: Mapping[str, Any]) -
         for _ in range(recipe.get("gradient_accumulation", 1)):
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
                 kept["out"] = model(*args, **kwargs)
-                kept["loss"] = _loss(kept["out"], recipe)
+                kept["loss"] = _loss(kept["out"], recipe, kept)
             outputs = kept["loss"]
             torch.autograd.backward(outputs, [torch.empty_like(out) if out.dim() else None for out in outputs])
         optimizer.step()

@@ -155,7 +155,7 @@ def _gemm_scratch(shape: ConvolutionShape) -> _Scratch:
 def _scratch(shape: ConvolutionShape, transposed: bool, with_bias: bool) -> _Scratch:
     gathered, gradient = shape.gathered_places(), shape.strided_gradient()
     if transposed:
-        return _Scratch(gradient, gradient, gathered)
+        return _Scratch(gradient, gradient, gathered + shape.summed_weights())
     summed = shape.summed_weights() + (shape.summed_bias() if with_bias else 0)
     return _Scratch(gathered, gradient, gathered + summed)
 
@@ -174,11 +174,14 @@ def _forward(convolution: _Convolution) -> int:
         return native(convolution.shape) + convolution.ordered_weight
     if not convolution.transposed and (gemm := convolution.gemm.forward):
         return convolution.ordered_weight + max(gemm, convolution.output)
-    blocked_bytes = convolution.blocked_input + convolution.blocked_weight + convolution.blocked_output
-    blocked_bytes += convolution.scratch.forward
+    scratch, output = convolution.scratch.forward, convolution.output
+    if convolution.transposed and convolution.shape.is_strided:  # made with channels last, and copied twice
+        upstream = convolution.input + convolution.padded_weight + scratch
+        return convolution.ordered_weight + max(upstream, 2 * output)
+    operands = convolution.blocked_input + convolution.blocked_weight + scratch
     is_deep_depthwise = convolution.shape.is_depthwise and len(convolution.shape.kernel) == 3
-    copied_back = convolution.blocked_output * (2 if convolution.transposed or is_deep_depthwise else 1)
-    return convolution.ordered_weight + max(blocked_bytes - convolution.output, copied_back)
+    copied_back = convolution.blocked_output * (2 if is_deep_depthwise else 1)
+    return convolution.ordered_weight + max(operands + convolution.blocked_output - output, copied_back)
 
 
 def _backward(convolution: _Convolution, to_input: bool, to_weight: bool) -> int:

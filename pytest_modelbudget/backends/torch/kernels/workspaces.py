@@ -1,8 +1,8 @@
 """What kernels take inside themselves while they run, as far as rules are known; the rest counts as nothing.
 
-What the CPU's kernels copy before they begin is in `operand_copies`, its convolutions are in `convolutions`.
-Attention on CUDA follows torch's own source. Convolutions on CUDA take what cuDNN's choice of an algorithm takes: no
-rule is here for it.
+What the CPU's kernels copy before they begin is in `operand_copies`, what they make for themselves in `temporaries`,
+its convolutions are in `convolutions`. Attention on CUDA follows torch's own source. Convolutions on CUDA take what
+cuDNN's choice of an algorithm takes: no rule is here for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pytest_modelbudget.backends.torch.kernels.convolutions import (
 )
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
 from pytest_modelbudget.backends.torch.kernels.operand_copies import copied_bytes
+from pytest_modelbudget.backends.torch.kernels.temporaries import temporary_bytes
 
 
 def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
@@ -41,7 +42,7 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         return convolution_workspace(cpu, args, out)
     if cpu and op == "aten.convolution_backward":
         return convolution_backward_workspace(cpu, args)
-    return copied_bytes(op, args, out) if cpu else 0
+    return copied_bytes(op, args, out) + temporary_bytes(op, args, out) if cpu else 0
 
 
 def _dequantized_bytes(input: torch.Tensor, codes: torch.Tensor, shape: Any, scales: torch.Tensor, block: int) -> int:
@@ -75,8 +76,12 @@ def _cpu_attention_block(query: torch.Tensor, key: torch.Tensor) -> tuple[int, i
 def _cpu_attention_backward_workspace(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> int:
     """The gradient by (sample, row, head), and for each thread a block of the scores and one of their gradients.
 
+    In float32, and once more in the dtype of half precision.
+
     See cpu/FlashAttentionKernel.cpp, `cpu_flash_attention_backward`.
     """
     rows, columns = _cpu_attention_block(query, key)
     copied = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.numel() * gradient.element_size()
-    return int(copied + FLOAT * (THREADS * 2 * rows * columns + rows))
+    itemsize = query.element_size()
+    halved = itemsize * THREADS * 2 * rows * columns if itemsize < FLOAT else 0
+    return int(copied + FLOAT * (THREADS * 2 * rows * columns + rows) + halved)

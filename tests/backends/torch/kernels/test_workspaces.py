@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS, THREADS
 from pytest_modelbudget.backends.torch.kernels.workspaces import workspace
@@ -135,10 +136,16 @@ ONE_OPERATOR = [
     operator([1, 64, 8, 8, 8], [64, 32, 3, 3, 3], stride=2, padding=1, transposed=True),
     operator([2, 24, 24, 24], [144, 24, 1, 1], summed=True),
     operator([2, 12, 17, 13], [40, 12, 1, 1], summed=True),
+    operator([2, 16, 64, 64], [5, 16, 1, 1], summed=True, bias=True),
     operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2, summed=True),
     operator([8, 3, 56, 56], [8, 3, 1, 1], summed=True),
     operator([2, 3, 32, 32], [64, 3, 3, 3], padding=1),
     operator([2, 3, 224, 224], [192, 3, 16, 16], stride=16),
+    operator([2, 21, 12, 12], [21, 21, 16, 16], stride=8, padding=4, transposed=True),
+    operator([2, 64, 14, 14], [64, 1, 4, 4], stride=2, padding=1, groups=64, transposed=True),
+    operator([2, 64, 14, 14], [64, 8, 4, 4], stride=2, padding=1, groups=4, transposed=True, slow=True),
+    operator([8, 16, 28, 28], [16, 24, 5, 5], transposed=True, slow=True),
+    operator([8, 16, 32, 32], [16, 3, 4, 4], stride=2, padding=1, transposed=True, slow=True),
 ]
 """Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, of images, and small
 ones that are torch's own. `summed` are those whose weights two threads sum up by rules for AVX-512."""
@@ -153,6 +160,7 @@ IN_BFLOAT16 = [
     operator([2, 256, 24, 24], [512, 256, 1, 1], stride=2),
     operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2, slow=True),
     operator([1, 64, 28, 28], [128, 64, 1, 1], slow=True),
+    operator([2, 128, 14, 14], [256, 128, 1, 1], bias=True, slow=True),
     operator([1, 512, 7, 7], [2048, 512, 1, 1]),
     operator([2, 1024, 6, 6], [256, 1024, 1, 1], slow=True),
     operator([2, 3, 96, 96], [64, 3, 7, 7], stride=2, padding=3),
@@ -197,13 +205,44 @@ def taken_by_operator(
         input = input.movedim(1, -1).contiguous().movedim(-1, 1)
     forward = (input, weight, None, *rest)
     out = torch.ops.aten.convolution(*forward)
-    backward = (torch.rand_like(out), input, weight, None, *rest, [True, True, False])
+    filters, with_bias = out.shape[1], bool(options.get("bias"))
+    results = input.nbytes + weight.nbytes + (filters * out.itemsize if with_bias else 0)
+    backward = (torch.rand_like(out), input, weight, [filters], *rest, [True, True, with_bias])
     taken = [
         measured(lambda: torch.ops.aten.convolution(*forward), 1) - out.nbytes,
-        measured(lambda: torch.ops.aten.convolution_backward(*backward), 1) - input.nbytes - weight.nbytes,
+        measured(lambda: torch.ops.aten.convolution_backward(*backward), 1) - results,
     ]
     planned = [
         workspace("aten.convolution", forward, out, cpu),
         workspace("aten.convolution_backward", backward, None, cpu),
     ]
     return planned, taken
+
+
+def _norm_backward() -> tuple[Any, tuple[Any, ...]]:
+    data, weight = torch.rand(64, 192), torch.rand(192)
+    _, mean, deviation = torch.ops.aten.native_layer_norm(data, [192], weight, weight, 1e-5)
+    return torch.ops.aten.native_layer_norm_backward, (data, data, [192], mean, deviation, weight, weight, [True] * 3)
+
+
+def _groups_backward() -> tuple[Any, tuple[Any, ...]]:
+    data, sizes = torch.rand(4, 64, 7, 7), (4, 64, 49, 8)
+    _, mean, deviation = torch.ops.aten.native_group_norm(data, None, None, *sizes, 1e-5)
+    return torch.ops.aten.native_group_norm_backward, (data, data, mean, deviation, torch.rand(64), *sizes, [True] * 3)
+
+
+OTHERS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
+    "layer norm": _norm_backward,
+    "group norm": _groups_backward,
+    "softmax of masked rows": lambda: (torch.ops.aten._safe_softmax, (torch.rand(2, 4, 16, 16), -1)),
+    "mean in half precision": lambda: (torch.ops.aten.mean, (torch.rand(64, 512).half(), [1])),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kernels(name: str) -> None:
+    """What they make for themselves is what the allocator gave them, beside results."""
+    function, args = OTHERS[name]()
+    results: list[Any] = []
+    taken = measured(lambda: results.append(function(*args)), 1) - sum(out.nbytes for out in tree_leaves(results))
+    assert workspace(f"aten.{function.__name__}", args, results[0], CPUS[KERNELS]) == taken
