@@ -8,15 +8,13 @@ executor keeps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function
 from pytest_modelbudget.backends.tf_memory import kernels
+from pytest_modelbudget.backends.tf_memory.facts import OperatorFacts
 from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, Node, NodeList, bytes_of, nodes_of
 from pytest_modelbudget.backends.tf_memory.order import orders
-from pytest_modelbudget.backends.tf_memory.packing import packed
-from pytest_modelbudget.backends.tf_memory.parts import shared_input
 from pytest_modelbudget.backends.tf_memory.rounds import GATE
 from pytest_modelbudget.backends.tf_memory.scratch import scratch
 from pytest_modelbudget.backends.tf_memory.storages import Storage, Storages, sum_of_lists
@@ -27,27 +25,10 @@ Locate = Callable[[str], tuple[str, Phase]]
 """From the name of an operator to the path of its layer and the part of the step."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Bytes of what an operator makes (None: open), and which inputs have the dtype of which output."""
-
-    outputs: tuple[int | None, ...]
-    dtypes: tuple[Any, ...]
-    input_dtypes: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, op: Any) -> _Sizes:
-        return cls(
-            tuple(bytes_of(tensor) for tensor in op.outputs),
-            tuple(tensor.dtype for tensor in op.outputs),
-            tuple(tensor.dtype for tensor in op.inputs),
-        )
-
-
 class GraphExecutor:
     """Runs nodes in thought; `events` is what they did, beside it what was not known of them."""
 
-    def __init__(self, locate: Locate, first_number: int) -> None:
+    def __init__(self, locate: Locate, first_number: int, facts: OperatorFacts | None = None) -> None:
         self.events: list[MemoryEvent] = []
         self.without_rule: dict[str, int] = {}
         self.open_sizes: dict[str, int] = {}
@@ -55,7 +36,7 @@ class GraphExecutor:
         self._memory = Storages(first_number)
         self._storages: dict[str, Storage] = {}
         self._reads: dict[str, int] = {}
-        self._sizes: dict[int, _Sizes] = {}
+        self._facts = facts if facts is not None else OperatorFacts()
 
     def run(self, ordered: NodeList) -> None:
         """Run the nodes in their order, whose inputs take nothing here; the outputs stay."""
@@ -84,14 +65,14 @@ class GraphExecutor:
                 self._storages[name] = Storage(-1, 0, fixed=True)
         elif node.kind != GATE:
             if not kernels.has_rule(node.kind):
-                known_bytes = sum(size or 0 for size in self._sizes_of(node).outputs)
+                known_bytes = sum(size or 0 for size in self._facts.sizes(node.op).outputs)
                 self.without_rule[node.kind] = self.without_rule.get(node.kind, 0) + known_bytes
-            if (shared := shared_input(node.op)) is not None and (part_of := operands[shared]) is not None:
+            if (shared := self._facts.shared_input(node.op)) is not None and (part_of := operands[shared]) is not None:
                 for name in node.outputs:
                     self._hold(name, part_of)
             else:
                 spare = [storage is not None and _is_spare(storage) for storage in operands]
-                workspace = scratch(node.op, spare) + packed(node.op)
+                workspace = scratch(node.op, spare) + self._facts.packed(node.op)
                 self._make_outputs(node, allocated, operands)
         sizes = tuple((storage.number, storage.bytes) for storage in allocated if storage.bytes)
         if sizes or workspace:
@@ -117,7 +98,7 @@ class GraphExecutor:
         else:
             over = kernels.SECOND_OUTPUT_OVER.get(node.kind)
             candidates = () if over is None or place != 1 else (over,)
-        sizes = self._sizes_of(node)
+        sizes = self._facts.sizes(node.op)
         for index in candidates:
             operand = operands[index] if index < len(operands) else None
             if operand is None or not _is_spare(operand) or not size or operand.bytes != size:
@@ -217,7 +198,7 @@ class GraphExecutor:
 
     def _peak_of(self, body: FunctionGraph) -> int:
         """The most that a called graph has alive at once beside what it is given."""
-        inner = GraphExecutor(self._locate, 0)
+        inner = GraphExecutor(self._locate, 0, self._facts)
         node_list = nodes_of(body)
         inner.run(NodeList(next(orders(node_list.nodes, 1)), node_list.outputs))
         for mine, others in ((self.without_rule, inner.without_rule), (self.open_sizes, inner.open_sizes)):
@@ -225,14 +206,8 @@ class GraphExecutor:
                 mine[kind] = mine.get(kind, 0) + count
         return max(MemoryTrace((), tuple(inner.events)).alive(), default=0)
 
-    def _sizes_of(self, node: Node) -> _Sizes:
-        key = id(node.op)
-        if key not in self._sizes:
-            self._sizes[key] = _Sizes.of(node.op)
-        return self._sizes[key]
-
     def _size(self, node: Node, place: int) -> int:
-        size = self._sizes_of(node).outputs[place]
+        size = self._facts.sizes(node.op).outputs[place]
         if size is None and node.kind not in kernels.FREE:
             self.open_sizes[node.kind] = self.open_sizes.get(node.kind, 0) + 1
         return size or 0

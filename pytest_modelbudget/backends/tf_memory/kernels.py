@@ -90,7 +90,7 @@ FREE = frozenset(["Shape", "ShapeN", "Rank", "Size", "BroadcastGradientArgs", "C
 """What is known before the graph runs, so that its inputs are not held for it."""
 
 _CHEAP_NAMES = """BroadcastGradientArgs ConcatOffset Const ExpandDims Identity IdentityN NoOp Placeholder
-PreventGradient Rank ReadVariableOp Reshape Shape ShapeN Size Snapshot Squeeze StopGradient VarHandleOp _Retval
+PreventGradient Rank Reshape Shape ShapeN Size Snapshot Squeeze StopGradient VarHandleOp _Retval
 Enter Exit LoopCond Merge NextIteration Switch"""
 CHEAP = frozenset(_CHEAP_NAMES.split())
 """What the executor runs at once where it is (`OpKernel::IsExpensive` is false)."""

@@ -12,17 +12,15 @@ from typing import Any
 
 from pytest_modelbudget.backends.tf_memory import kernels
 from pytest_modelbudget.backends.tf_memory.executor import GraphExecutor, Locate
+from pytest_modelbudget.backends.tf_memory.facts import OperatorFacts
 from pytest_modelbudget.backends.tf_memory.nodes import NodeList, nodes_of
 from pytest_modelbudget.backends.tf_memory.optimized import is_for_onednn, optimized
 from pytest_modelbudget.backends.tf_memory.order import orders
 from pytest_modelbudget.backends.tf_memory.rounds import rounds_of
 from pytest_modelbudget.planner import InitialStorage, MemoryTrace
 
-ORDERS = 2
-"""How many orders are tried of what needs no input, which TensorFlow runs in another order in each process.
-
-That of the graph and one more, since each costs as much as the first.
-"""
+MOST_ORDERS, LEAST_ORDERS, NODES_IN_ALL_ORDERS = 16, 2, 100_000
+"""How many orders are followed of what TensorFlow runs in another order in each process; fewer of large graphs."""
 
 
 @dataclass(slots=True)
@@ -45,14 +43,19 @@ class GraphMemory:
     for_onednn: bool = False
     """Whether operators are fused as oneDNN would run them."""
     lowest: int = 0
+    orders: int = 1
+    """How many orders were followed."""
 
 
 def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> GraphMemory:
     """What `graph`, a function's graph, takes beside `held`, which is there all the time."""
     node_list = nodes_of(optimized(graph))
     rounds = rounds_of(node_list.nodes)
+    facts = OperatorFacts()
+    count = min(MOST_ORDERS, max(LEAST_ORDERS, NODES_IN_ALL_ORDERS // max(len(rounds.nodes), 1)))
     runs = [
-        memory_of_nodes(NodeList(ordered, node_list.outputs), locate, held) for ordered in orders(rounds.nodes, ORDERS)
+        memory_of_nodes(NodeList(ordered, node_list.outputs), locate, held, facts)
+        for ordered in orders(rounds.nodes, count)
     ]
     peaks = [run.trace.peak() for run in runs]
     highest = runs[peaks.index(max(peaks))]
@@ -60,6 +63,7 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     return replace(
         highest,
         lowest=min(peaks),
+        orders=len(runs),
         open_loops=tuple(rounds.open),
         too_long_loops=tuple(rounds.too_long),
         has_loops=any(node.cheap_in_loop for node in rounds.nodes),
@@ -68,9 +72,11 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
     )
 
 
-def memory_of_nodes(ordered: NodeList, locate: Locate, held: Sequence[InitialStorage] = ()) -> GraphMemory:
+def memory_of_nodes(
+    ordered: NodeList, locate: Locate, held: Sequence[InitialStorage] = (), facts: OperatorFacts | None = None
+) -> GraphMemory:
     """What nodes take that run in the order of the list."""
-    executor = GraphExecutor(locate, 1 + max((item.storage for item in held), default=-1))
+    executor = GraphExecutor(locate, 1 + max((item.storage for item in held), default=-1), facts)
     executor.run(ordered)
     trace = MemoryTrace(tuple(held), tuple(executor.events))
     return GraphMemory(trace, executor.without_rule, executor.open_sizes)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from importlib import import_module
 from typing import Any
 
 from pytest_modelbudget.backends.costs.tf_functions import FunctionGraph, called_function
+from pytest_modelbudget.backends.tf_memory.function_names import FunctionNames, names_in_function
 from pytest_modelbudget.backends.tf_memory.nodes import BRANCHES, CALLS, LOOPS
 
 _DEVICE = "/job:localhost/replica:0/task:0/device:CPU:0"
 _CPU_MEMORY = 256 << 20
 """What TensorFlow's own description of a CPU says of its memory, in bytes."""
+
+_SIZED = "InfeedDequeue"
+"""An operator without inputs that says what sizes its output has, as an input stands in the graph that is optimized."""
 
 _OPENED = "_lower_using_switch_merge"
 """What marks a loop or branch that TensorFlow opens first; here each branch stays one operator."""
@@ -39,12 +43,14 @@ def optimized(graph: Any) -> FunctionGraph:
     Its operators have the names that they were traced with, as far as they are still there.
     """
     tf = sys.modules["tensorflow"]  # a graph cannot exist before its framework is imported
-    control = [op.name for op in getattr(graph, "control_outputs", None) or ()]
     meta = tf.compat.v1.MetaGraphDef()
     meta.graph_def.CopyFrom(graph.as_graph_def())
+    names = names_in_function(graph)
     _mark_inputs(meta.graph_def, graph.inputs)
-    returned = _add_outputs(meta.graph_def, graph.outputs)
-    _sort(meta.graph_def, [tensor.op.name for tensor in graph.inputs])
+    _rename(meta.graph_def, names.of_nodes)
+    returned = _add_outputs(meta.graph_def, graph.outputs, names)
+    control = [names.of_nodes.get(op.name, op.name) for op in getattr(graph, "control_outputs", None) or ()]
+    _sort(meta.graph_def, [names.of_nodes.get(tensor.op.name, tensor.op.name) for tensor in graph.inputs])
     for node in meta.graph_def.node:
         node.device = _DEVICE
     for node in _all_nodes(meta.graph_def):
@@ -53,7 +59,9 @@ def optimized(graph: Any) -> FunctionGraph:
     meta.collection_def["train_op"].node_list.value.extend(dict.fromkeys([*returned, *control]))
     if any(node.op in LOOPS or node.op in CALLS for node in meta.graph_def.node):
         meta.graph_def.CopyFrom(_with_open_loops(meta))
-    return _imported(_optimize(meta), graph, returned, control)
+    definition = _optimize(meta)
+    _rename(definition, {name: before for before, name in names.of_nodes.items()})
+    return _imported(definition, graph, returned, [op.name for op in getattr(graph, "control_outputs", None) or ()])
 
 
 def is_for_onednn() -> bool:
@@ -107,31 +115,48 @@ def _optimize(meta: Any, *optimizers: str) -> Any:
 
 
 def _mark_inputs(definition: Any, inputs: Sequence[Any]) -> None:
-    """Inputs become arguments, whose sizes the optimizer reads."""
+    """Inputs become arguments, and those of known sizes what the optimizer reads the sizes of.
+
+    It forgets the sizes of arguments when it is handed a graph, not those that operators have by themselves.
+    """
     handles = import_module("tensorflow.python.ops.handle_data_util")
     nodes = {node.name: node for node in definition.node}
     for index, tensor in enumerate(inputs):
         node = nodes[tensor.op.name]
-        node.op = "_Arg"
         node.attr.clear()
+        if tensor.dtype.size and tensor.shape.is_fully_defined():
+            node.op = _SIZED
+            node.attr["dtype"].type = tensor.dtype.as_datatype_enum
+            node.attr["shape"].shape.CopyFrom(tensor.shape.as_proto())
+            continue
+        node.op = "_Arg"
         node.attr["T"].type = tensor.dtype.as_datatype_enum
         node.attr["index"].i = index
-        node.attr["_output_shapes"].list.shape.add().CopyFrom(tensor.shape.as_proto())
         handle_data = handles.get_resource_handle_data(tensor) if tensor.dtype.name == "resource" else None
         for item in handle_data.shape_and_type if handle_data is not None and handle_data.is_set else ():
             node.attr["_handle_dtypes"].list.type.append(item.dtype)
             node.attr["_handle_shapes"].list.shape.add().CopyFrom(item.shape)
 
 
-def _add_outputs(definition: Any, outputs: Sequence[Any]) -> list[str]:
+def _add_outputs(definition: Any, outputs: Sequence[Any], names: FunctionNames) -> list[str]:
     """Append what gives the outputs back, as the graph of a function has it; its names."""
-    names = []
-    for index, tensor in enumerate(outputs):
-        node = definition.node.add(name=f"returned_{index}", op="_Retval", input=[tensor.name.removesuffix(":0")])
+    for index, (tensor, name) in enumerate(zip(outputs, names.of_results, strict=True)):
+        maker, _, place = tensor.name.rpartition(":")
+        maker = names.of_nodes.get(maker, maker)
+        node = definition.node.add(name=name, op="_Retval", input=[maker if place == "0" else f"{maker}:{place}"])
         node.attr["T"].type = tensor.dtype.as_datatype_enum
         node.attr["index"].i = index
-        names.append(node.name)
-    return names
+    return list(names.of_results)
+
+
+def _rename(definition: Any, names: Mapping[str, str]) -> None:
+    """Operators, and what reads them, by other names."""
+    for node in definition.node:
+        node.name = names.get(node.name, node.name)
+        for index, read in enumerate(node.input):
+            before = read.lstrip("^").partition(":")[0]
+            if before in names:
+                node.input[index] = read.replace(before, names[before], 1)
 
 
 def _sort(definition: Any, inputs: Sequence[str]) -> None:
@@ -166,9 +191,9 @@ def _imported(definition: Any, graph: Any, returned: Sequence[str], control: Seq
     """The graph of `definition`, whose functions are those of `graph`, as they were traced, where it has them."""
     tf = sys.modules["tensorflow"]
     handles = import_module("tensorflow.python.ops.handle_data_util")
-    _clear_marks(definition, {tensor.op.name for tensor in graph.inputs})
-    present = {node.name for node in definition.node}
+    _clear_marks(definition, {tensor.op.name: tensor.dtype.as_datatype_enum for tensor in graph.inputs})
     _keep_functions(definition.library, [item for item in definition.library.function if not _has(graph, item)])
+    present = {node.name for node in definition.node}
     with graph.as_default():  # where functions are looked up
         made = import_module("tensorflow.python.framework.func_graph").FuncGraph("optimized")
     inputs, stand_ins = [], {}
@@ -184,14 +209,14 @@ def _imported(definition: Any, graph: Any, returned: Sequence[str], control: Seq
     return FunctionGraph(made, inputs, [op.inputs[0] for op in ends[: len(returned)]], ends)
 
 
-def _clear_marks(definition: Any, inputs: set[str]) -> None:
+def _clear_marks(definition: Any, dtypes: Mapping[str, int]) -> None:
+    """Nodes are on no device, and inputs, whose `dtypes` are given by name, are placeholders."""
     for node in definition.node:
         node.device = ""
-        if node.name in inputs:
-            dtype = node.attr["T"].type
+        if node.name in dtypes:
             node.op = "Placeholder"
             node.attr.clear()
-            node.attr["dtype"].type = dtype
+            node.attr["dtype"].type = dtypes[node.name]
 
 
 def _has(graph: Any, function: Any) -> bool:

@@ -17,8 +17,8 @@ EXECUTOR_NOTE = (
     "the peak is another one"
 )
 PACKING_NOTE = (
-    "operands that matrix products pack are counted as on two threads; those of convolutions and of products of "
-    "batches are not"
+    "operands that matrix products and convolutions pack are counted as on two threads of a processor with 1 MiB of "
+    "second-level cache"
 )
 ONEDNN_NOTE = (
     "TensorFlow fuses operators for oneDNN in this process, and on other processors it may not: plans are held against "
@@ -28,10 +28,14 @@ LOOP_NOTE = (
     "in loops the order of operators depends on how long they take: the peak is that of the order that takes most of "
     "those that were followed, and {:,} bytes that of the one that takes least"
 )
+ORDER_NOTE = (
+    "what becomes ready together runs in another order in each process: the peak is the highest of {} orders that were "
+    "followed, and {:,} bytes the lowest"
+)
 XLA_NOTE = "not planned: with compile: xla the compiler decides what is alive at once; compile: none is planned"
 
 LEAST_SHARE = 0.01
-"""Share of the peak from which on it matters that there is no rule for a kernel; packing that is left out is more."""
+"""Share of the peak from which on it matters that there is no rule for a kernel, or that an order takes less."""
 
 
 def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
@@ -44,13 +48,21 @@ def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
     plan = plan_of(memory.trace, kind, describe(recipe))
     reason = XLA_NOTE if xla else _reason(memory, plan.peak_bytes or 0)
     if not reason:
-        return replace(plan, notes=(*assumed, LOOP_NOTE.format(memory.lowest)) if memory.has_loops else assumed)
+        return replace(plan, notes=(*assumed, *_of_orders(memory, plan.peak_bytes or 0)))
     parts = tuple(part for part in plan.parts if part.role in ("param", "buffer", "optimizer", "input"))
     held_bytes = sum(part.bytes for part in parts)
     runs_too_soon = bool(memory.open_loops or memory.too_long_loops)  # what waits for the end of a loop
     low = held_bytes if xla or runs_too_soon else memory.lowest
     notes = (reason,) if xla else (reason, *assumed)
     return Plan(kind, describe(recipe), None, low_bytes=low, parts=parts, notes=notes)
+
+
+def _of_orders(memory: GraphMemory, peak: int) -> list[str]:
+    """What is to be said of orders that take less."""
+    if memory.has_loops:
+        return [LOOP_NOTE.format(memory.lowest)]
+    differ = memory.lowest < (1 - LEAST_SHARE) * peak
+    return [ORDER_NOTE.format(memory.orders, memory.lowest)] if differ else []
 
 
 def _reason(memory: GraphMemory, peak: int) -> str:

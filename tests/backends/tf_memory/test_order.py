@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -53,3 +56,22 @@ def test_what_needs_nothing_has_no_order() -> None:
     assert first == list("ABCDEFGH")
     assert sorted(second) == first != second
     assert [node.name for node in list(orders(graph, 2))[1]] == second
+
+
+def test_what_follows_in_a_table_of_addresses_has_no_order() -> None:
+    """Of one operator up to eight edges keep theirs; more are shuffled, the same each time."""
+    few, many = nodes({"a": "", **dict.fromkeys("bcdefghi", "a")}), nodes({"a": "", **dict.fromkeys("bcdefghij", "a")})
+    assert len({"".join(node.name for node in ordered) for ordered in orders(few, 4)}) == 1
+    shuffled = ["".join(node.name for node in ordered) for ordered in orders(many, 4)]
+    assert len(set(shuffled)) == 4
+    assert shuffled == ["".join(node.name for node in ordered) for ordered in orders(many, 4)]
+
+
+@pytest.mark.slow
+def test_a_real_step_runs_in_the_planned_order() -> None:
+    """Operator by operator, by TensorFlow's own profiler: products, gradients, reads and assignments of variables."""
+    pytest.importorskip("tensorflow")
+    command = [sys.executable, "-m", "tests.backends.tf_memory.order_for_real"]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert len(report["real"]) > 60
+    assert report["planned"] == report["real"]

@@ -233,9 +233,15 @@ def loss_of(model: Any, recipe: Training) -> Loss:
         return lambda inputs, targets, outputs: [*_floats(outputs), *_added(model)]
     if recipe.loss == "cross_entropy":
         entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        return lambda inputs, targets, outputs: _with_added(model, entropy(targets, _floats(outputs)[0]))
+        return lambda inputs, targets, outputs: _with_added(model, _in_scope(entropy, targets, _floats(outputs)[0]))
     function = imported(recipe.loss, "loss")
     return lambda inputs, targets, outputs: _with_added(model, function(outputs))
+
+
+def _in_scope(loss: Callable[[Any, Any], Any], targets: Any, scores: Any) -> Any:
+    """A loss in the scope of names that it has where a model is compiled with it."""
+    with keras.name_scope("compile_loss"):
+        return loss(targets, scores)
 
 
 def targets_of(model: Any, recipe: Training, outputs: Any) -> Any:

@@ -69,6 +69,10 @@ def _without_memory(model: Any) -> Iterator[None]:
         yield
 
 
+DATA = "data"
+"""What Keras' step on TensorFlow calls its argument; the order of operators goes by names, too (`function_names`)."""
+
+
 @dataclass(slots=True)
 class _Step(TracedStep):
     """One step; `phases` says when each part of it was over."""
@@ -118,7 +122,7 @@ class _Step(TracedStep):
 
     def _specs(self) -> list[Any]:
         tf = tensorflow_names.tensorflow()
-        return [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in self.input_tensors()]
+        return [tf.TensorSpec(tensor.shape, tensor.dtype, DATA) for tensor in self.input_tensors()]
 
     def _target_specs(self) -> list[Any]:
         tf = tensorflow_names.tensorflow()
@@ -167,7 +171,7 @@ class _Step(TracedStep):
         if target is None:
             return None
         placeholder = tensorflow_names.tensorflow().compat.v1.placeholder
-        self.target_tensors.append(placeholder(target.dtype, target.shape, name="target"))
+        self.target_tensors.append(placeholder(target.dtype, target.shape, name=DATA))
         return self.target_tensors[-1]
 
 
