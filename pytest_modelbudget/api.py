@@ -25,6 +25,8 @@ from pytest_modelbudget.summary import Plan, Summary
 if TYPE_CHECKING:
     from pytest_modelbudget.trackers.mlflow.active_run import OpenRun
 
+_ASKS_FOR_ACTIVATIONS = {"activation_bytes": {"min": "0 B"}}
+"""A limit that every model keeps: a limit is what asks for a number that is not counted by itself."""
 _LOGGER = logging.getLogger("pytest_modelbudget")
 
 
@@ -36,6 +38,7 @@ def summarize(
     batch: int | None = None,
     dims: Mapping[str, int] | None = None,
     run: RunMode | None = None,
+    activations: bool = False,
 ) -> Summary:
     """Count a model, or what a builder returns; print the result to see the table.
 
@@ -44,14 +47,16 @@ def summarize(
     left exactly as it is; a builder's model is made without memory for its weights. `batch` sizes the dimension `B`,
     which is 1 without it, and `dims` every other one that `inputs` names (`{"T": 128}`); there is no size for those
     by themselves. `run="real"` runs the model with memory for its weights and activations, `"abstract"` never does,
-    and None does only when it needs values.
+    and None does only when it needs values. `activations` asks for `activation_bytes` also of Keras models, where they
+    take longer than all else; others have them by themselves.
 
     Raises:
         ModelBudgetError: no model, inputs that do not fit, a dimension without a size or a size without its dimension,
             or a layer that was never built.
     """
     with coexisting():
-        return _count(model_or_builder, _name(model_or_builder, name), inputs, batch=batch, dims=dims or {}, run=run)
+        options = {"run": run, "budgets": _ASKS_FOR_ACTIVATIONS if activations else {}}
+        return _count(model_or_builder, _name(model_or_builder, name), inputs, batch=batch, dims=dims or {}, **options)
 
 
 def _count(

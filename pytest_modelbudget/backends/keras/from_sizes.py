@@ -30,7 +30,7 @@ def layer_output(layer: Any, args: tuple[Any, ...]) -> tuple[Any, FlopsCount] | 
     try:
         shapes = [tuple(tensor.shape) for tensor in tensors]
         shape = tuple(layer.compute_output_shape(shapes if first is tensors else shapes[0]))
-        output = keras.KerasTensor(shape, layer.compute_dtype)
+        output = keras.KerasTensor(shape, layer.compute_dtype, name=layer.name)  # to find a free name takes long
         return output, FlopsCount(rule.formula(rules.as_call(layer, shapes, [shape])))
     except Exception:  # it says its sizes otherwise, or has open ones
         return None

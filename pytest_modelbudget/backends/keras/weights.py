@@ -82,4 +82,5 @@ def all_variables(layer: Any, prefix: str = "", visited: set[int] | None = None)
 def _variable_name(variable: Any) -> str:
     """A variable's name, without Keras' number where it has no name of its own."""
     kind = type(variable).__name__
-    return str(variable.name) if labels.automatic_number(kind, variable.name) is None else "variable"
+    name = variable.name
+    return str(name) if labels.automatic_number(kind, name) is None else "variable"

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import keras
 import pytest
 from keras import layers as L
 
-from pytest_modelbudget import ModelEntry
+from pytest_modelbudget import ModelEntry, Summary, summarize
 from pytest_modelbudget.engine.run import summarize_entry
 
 SCRIPT = Path(__file__).with_name("held_for_real.py")
@@ -72,16 +73,27 @@ def test_by_hand_on_torch() -> None:
     assert found("torch", "dense", "residual", "own call")["dense"]["real"] == 3 * 8 * FLOAT
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends count it unasked")
+Count = Callable[[Callable[[], Any]], Summary]
+
+
+def as_entry(**options: Any) -> Count:
+    """Count what a builder makes as the plugin does."""
+    return lambda build: summarize_entry(ModelEntry("small", build, batch=3, **options))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the bytes are what TensorFlow keeps")
 @pytest.mark.parametrize(
-    ("asked", "held"),
+    ("count", "held"),
     [
-        pytest.param({"budgets": {"activation_bytes": "1 MiB"}}, [3 * 8 * FLOAT, 0, 3 * 8, 0], id="by a limit"),
-        pytest.param({"training": {"batch": 3}}, [3 * 8 * FLOAT, 0, 3 * 8, 0], id="by a recipe"),
-        pytest.param({"budgets": {"params": "1k"}}, [None] * 4, id="not at all"),
+        pytest.param(as_entry(budgets={"activation_bytes": "1 MiB"}), [3 * 8 * FLOAT, 0, 3 * 8, 0], id="by a limit"),
+        pytest.param(as_entry(training={"batch": 3}), [3 * 8 * FLOAT, 0, 3 * 8, 0], id="by a recipe"),
+        pytest.param(
+            functools.partial(summarize, batch=3, activations=True), [3 * 8 * FLOAT, 0, 3 * 8, 0], id="in the library"
+        ),
+        pytest.param(as_entry(budgets={"params": "1k"}), [None] * 4, id="not at all"),
     ],
 )
-def test_on_tensorflow_it_is_counted_where_it_is_asked_for(asked: dict[str, Any], held: list[int | None]) -> None:
+def test_it_is_counted_where_it_is_asked_for(count: Count, held: list[int | None]) -> None:
     """By hand: what ReLU gives, and a mask of one byte; a view and what only sums its gradient keep nothing."""
 
     def build() -> Any:
@@ -89,7 +101,7 @@ def test_on_tensorflow_it_is_counted_where_it_is_asked_for(asked: dict[str, Any]
             [keras.Input((4,)), L.Dense(8, activation="relu"), L.Reshape((2, 4)), L.Dropout(0.5), L.Flatten()]
         )
 
-    summary = summarize_entry(ModelEntry("small", build, batch=3, **asked))
+    summary = count(build)
     assert [row.activation_bytes for row in summary.layers] == held
     assert summary.activation_bytes == (None if None in held else 3 * 8 * (FLOAT + 1))
     [note] = [note for note in summary.notes if note.startswith("activation_bytes")]

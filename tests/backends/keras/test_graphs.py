@@ -95,6 +95,45 @@ def test_operations_are_rows(summarize: Any) -> None:
     ]
 
 
+class Hops(L.Layer):
+    """A product as often as an attribute says, which no config has."""
+
+    hops = 1
+
+    def call(self, x: Any) -> Any:
+        for _ in range(self.hops):
+            x = keras.ops.matmul(x, keras.ops.ones((8, 8)))
+        return x
+
+
+def test_layers_that_look_alike_count_what_each_does(summarize: Any) -> None:
+    """Equal layers of Keras on equal tensors cost the same; on other tensors, or with a state of their own, they do not."""
+
+    def build() -> keras.Model:
+        x = keras.Input((6, 8))
+        tower = keras.Sequential([keras.Input((6, 8)), L.Dense(8, "relu", name="dense")], name="tower")
+        y = keras.ops.relu(tower(tower(x)))
+        wide = [L.Attention(name=name)([y, x]) for name in ("first", "alike")]
+        narrow = L.Attention(name="narrow")([y, L.Cropping1D(2)(y)])
+        once, thrice = Hops(name="once"), Hops(name="thrice")
+        thrice.hops = 3
+        return keras.Model(
+            x, [*wide, narrow, once(y), thrice(y), keras.ops.matmul(y, keras.ops.transpose(y, (0, 2, 1)))]
+        )
+
+    flops = {row.path: (row.flops, row.calls) for row in summarize(build).layers if row.flops}
+    product, attention = 2 * 6 * 8 * 8, 2 * (2 * 6 * 6 * 8)
+    assert flops == {
+        "tower/dense": (2 * product, 2),
+        "first": (attention, 1),
+        "alike": (attention, 1),
+        "narrow": (attention // 3, 1),
+        "once": (product, 1),
+        "thrice": (3 * product, 1),
+        "matmul": (attention // 2, 1),
+    }
+
+
 def test_several_and_named_outputs(summarize: Any) -> None:
     """Outputs in a mapping are flattened in Keras' order."""
 

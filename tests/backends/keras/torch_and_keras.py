@@ -229,7 +229,7 @@ def held(model: Any) -> tuple[list[Any], list[Any]]:
 
 def said(subject: Any, inputs: str) -> dict[str, Any]:
     """What a summary says."""
-    summary = summarize(subject, inputs, name="model")
+    summary = summarize(subject, inputs, name="model", activations=True)
     assert not summary.flops.uncounted
     return {
         "params": summary.params,
