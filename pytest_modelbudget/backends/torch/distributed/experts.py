@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
@@ -139,17 +140,32 @@ class BalancedStep(StepRecording):
         kernels.add_rules(
             {
                 **dict.fromkeys((torch.histc, torch.Tensor.histc), self._histogram),
+                torch.Tensor.scatter_add_: self._added,
                 **dict.fromkeys((torch.bincount, torch.Tensor.bincount), self._counts),
                 **dict.fromkeys((torch.Tensor.item, torch.Tensor.__int__), self._read),
             }
         )
         return super().recorder_for(call, kernels)
 
-    def _histogram(self, input: torch.Tensor, bins: int = 100, *_: Any, **__: Any) -> Any:
-        return self._even(input, bins)
+    def _histogram(self, input: torch.Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Any:
+        if input.is_meta or input.is_floating_point():
+            return self._even(input, bins)
+        with no_modes():  # on a GPU it is one of whole numbers, which there is none of on a CPU
+            return torch.histc(input.double(), bins, min, max).to(input.dtype)
 
     def _counts(self, input: torch.Tensor, weights: Any = None, minlength: int = 0) -> Any:
         return NotImplemented if weights is not None else self._even(input, minlength)
+
+    def _added(self, numbers: torch.Tensor, dim: int, index: torch.Tensor, src: torch.Tensor) -> Any:
+        """A one for each row at the number of its expert, as transformers counts them before it sends them."""
+        counts_rows = numbers.dim() == 1 and not numbers.is_floating_point() and index.numel() == src.numel()
+        if not counts_rows or "ep" not in self._sharding or self._even(index, numbers.numel()) is NotImplemented:
+            return NotImplemented
+        experts, rows = numbers.numel(), index.numel()
+        if self._sharding.get("routing") != "one-rank":
+            return _evenly(rows, experts, index)
+        own = experts // self._sharding["ep"]
+        return torch.cat([_evenly(rows, own, index), torch.zeros(experts - own, dtype=index.dtype)])
 
     def _even(self, input: torch.Tensor, experts: int) -> Any:
         if not input.is_meta or not experts:

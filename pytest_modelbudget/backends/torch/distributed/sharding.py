@@ -13,6 +13,7 @@ from pytest_modelbudget.backends.torch.distributed.context_parallel import param
 from pytest_modelbudget.backends.torch.distributed.experts import expert_parallel
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.distributed.flat_parameters import shard_flat
+from pytest_modelbudget.backends.torch.distributed.hugging_face_experts import share_out, shares_experts
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
@@ -102,6 +103,8 @@ def _shard_by_plan(
 ) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
+    if experts and shares_experts(model):
+        return share_out(model, name, experts, fake, half)
     mesh = fake.mesh(**dims)
     if "tp" in dims:
         parallelize(model, mesh["tp"], name)
