@@ -135,6 +135,8 @@ def build(row: Row) -> Any:
                 model = timm.create_model(row.model, img_size=row.image)
             except TypeError:  # convolutions alone take any size
                 model = timm.create_model(row.model)
+            except RuntimeError as error:  # its weights have no such tag
+                raise LookupError(f"timm has it no more: {error}") from error
     params = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2)
     if abs(params - row.params) > 0.011:
         raise LookupError(f"other params: {params} M, not {row.params} M")

@@ -147,7 +147,12 @@ def _clone(data: torch.Tensor) -> InferredMetas:
 
 
 def _softmax(data: torch.Tensor, dim: int, other: Any = None) -> InferredMetas:
-    return _like_first(data) if not other and -data.dim() <= dim < data.dim() else None
+    """`other` is whether half precision becomes float32, or a dtype; torch 2.6 knows the first for float16 alone."""
+    if not -data.dim() <= dim < data.dim():
+        return None
+    if other is True and data.dtype in (torch.float16, torch.bfloat16):
+        return (_contiguous_meta(data.shape, torch.float32),)
+    return _like_first(data) if not other else None
 
 
 def _cat(parts: list[torch.Tensor], dim: int = 0) -> InferredMetas:
@@ -343,6 +348,7 @@ _RULES: dict[str, Callable[..., InferredMetas]] = {
     "tril.default": _like_first,
     "triu.default": _like_first,
     "_softmax.default": _softmax,
+    "_log_softmax.default": _softmax,
     "_safe_softmax.default": _softmax,
     "cat.default": _cat,
     "mm.default": _mm,

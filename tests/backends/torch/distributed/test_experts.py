@@ -95,6 +95,7 @@ class Grouped(Experts):
         return torch._grouped_mm(inner, w2.transpose(1, 2), offs=ends)
 
 
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="torch has no such product yet")
 def test_grouped_products() -> None:
     """One in each pass for each weight and its operand; states are those of the rank's part."""
 

@@ -157,6 +157,7 @@ def test_recomputed_blocks_are_computed_again() -> None:
     assert sums(again, "forward")[2] < sums(plain, "forward")[2]
 
 
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="torch has no such product yet")
 def test_tokens_of_many_experts_may_all_go_to_one() -> None:
     """Of a grouped product no more than one expert's weight is sure to be read."""
     experts = nn.Module()

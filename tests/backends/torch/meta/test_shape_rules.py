@@ -55,6 +55,8 @@ KNOWN = {
     "clone of transposed": (aten.clone.default, (_t(2, 3).t(),)),
     "cat": (aten.cat.default, ([_t(2, 3, 4), _t(2, 5, 4)], -2)),
     "softmax": (aten._softmax.default, (_t(2, 3), -1, False)),
+    "softmax to float32": (aten._softmax.default, (_t(2, 3, 4, dtype=torch.float16).mT, 1, True)),
+    "log softmax to float32": (aten._log_softmax.default, (_t(2, 3, dtype=torch.float16), -1, True)),
     "softmax of attention": (aten._safe_softmax.default, (_t(2, 3), 1)),
     "lower half": (aten.tril.default, (_t(5, 5), 1)),
     "layer norm of channels last": (aten.native_layer_norm.default, (_t(2, 8, 5, 6).permute(0, 2, 3, 1), [8], _t(8), _t(8), 1e-5)),

@@ -22,6 +22,9 @@ from pytest_modelbudget.units import size
 from tests.real_steps import KERNELS, measured, sgd
 
 ROWS, CLASSES = 64, 2_000
+needs_torchs_own = pytest.mark.skipif(
+    not hasattr(nn.functional, "linear_cross_entropy"), reason="torch has no such loss yet"
+)
 
 
 class Scores(nn.Module):
@@ -138,7 +141,7 @@ class Words(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("loss", ["liger", "chunked", "linear_cross_entropy"])
+@pytest.mark.parametrize("loss", ["liger", "chunked", pytest.param("linear_cross_entropy", marks=needs_torchs_own)])
 def test_gradients_of_a_fused_loss_stay_longer(loss: str) -> None:
     """What makes the head's gradient before the backward pass has it beside that of the last step, as a run has."""
 
