@@ -224,6 +224,7 @@ class StepRecording:
             recorder.label(tensor, name)
         recorder.recomputing = lambda: kernels
         if self.host_weights is not None:
+            recorder.not_there = self.host_weights.unreadable
             self.host_weights.on_copy = lambda tensor: recorder.set_role(tensor, "param")
             self.notes += self.host_weights.notes
         kernels.add_rules(rnn.rules(recorder, cuda=self.on_cuda))
