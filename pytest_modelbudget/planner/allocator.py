@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -83,7 +84,8 @@ def _repeated_events(trace: MemoryTrace, repeats: int) -> tuple[MemoryEvent, ...
     """The events of the last step `repeats` times more, each time with storages of new numbers.
 
     A storage from before the step that the step lets go of is, in the next one, the storage of the same size that the
-    step made and left alive, in the order in which they were made; where there is none, nothing is let go of.
+    step made and left alive, in the order in which they were made; where there is none, nothing is let go of. What the
+    step left alive in place of nothing was made once: the buckets that replicas make anew in their second pass.
     """
     if not repeats:
         return ()
@@ -103,15 +105,17 @@ def _repeated_events(trace: MemoryTrace, repeats: int) -> tuple[MemoryEvent, ...
     for storage, size in alive.items():
         if storage in freed and unclaimed.get(size):
             successors[storage] = unclaimed[size].pop(0)
+    once = {storage for storages in unclaimed.values() for storage in storages}
     next_number = next_storage_number(trace)
     numbers, repeated = {storage: storage for storage in allocated}, []
     for _ in range(repeats):
         freed_as = {predecessor: numbers[successor] for predecessor, successor in successors.items()}
         numbers = {
-            storage: storage if storage in alive else next_number + offset for offset, storage in enumerate(allocated)
+            storage: storage if storage in alive or storage in once else next_number + offset
+            for offset, storage in enumerate(allocated)
         }
         next_number += len(allocated)
-        repeated += [_renumber(event, numbers, freed_as) for event in step]
+        repeated += [_renumber(event, numbers, freed_as, once) for event in step]
     return tuple(repeated)
 
 
@@ -121,9 +125,11 @@ def next_storage_number(trace: MemoryTrace) -> int:
     return 1 + max(chain((item.storage for item in trace.held), allocated), default=-1)
 
 
-def _renumber(event: MemoryEvent, numbers: dict[int, int], freed_as: dict[int, int]) -> MemoryEvent:
+def _renumber(
+    event: MemoryEvent, numbers: dict[int, int], freed_as: dict[int, int], left_out: Collection[int]
+) -> MemoryEvent:
     if not event.made and not event.freed:
         return event
     freed = tuple([numbers.get(storage, freed_as.get(storage, -1)) for storage in event.freed])
-    made = tuple([(numbers[storage], size) for storage, size in event.made])
+    made = tuple([(numbers[storage], size) for storage, size in event.made if storage not in left_out])
     return MemoryEvent(event.op, event.path, event.phase, made, freed, event.workspace)  # `replace` takes far longer

@@ -150,6 +150,12 @@ def test_a_repeated_step_lets_go_of_what_the_step_before_left() -> None:
     assert found == replay(whole)
 
 
+def test_what_a_step_makes_anew_for_good_is_made_once() -> None:
+    """Replicas put other buckets in the place of their first one, in the second step alone: the third has them."""
+    steps = [([(0, 40 * MIB)], []), ([(1, 25 * MIB), (2, 15 * MIB)], [0])]
+    assert replay(memory_trace(*steps, begins=(0, 1)), repeats=3) == Reserve(40 * MIB, 40 * MIB)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_repeating_is_as_if_the_memory_trace_were_longer(seed: int) -> None:
     """The reserve after two repetitions is that of a memory trace with two more steps, fragmentation and all."""

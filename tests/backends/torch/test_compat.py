@@ -21,7 +21,9 @@ PARTS_OF_NAMES = frozenset(
 )  # fmt: skip
 """With which names begin or end."""
 
-OF_OTHERS = frozenset(("_asdict", "_filters_mutated", "_filters_mutated_lock_held", "_tp_plan", "_value"))
+OF_OTHERS = frozenset(
+    ("_asdict", "_filters_mutated", "_filters_mutated_lock_held", "_resolve_parallel_plans", "_tp_plan", "_value")
+)
 """Of Python, transformers and Keras."""
 
 LISTED = tuple(name for private in PRIVATE for name in private.dotted)

@@ -33,6 +33,7 @@ from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors
 from pytest_modelbudget.backends.torch.model.pytree import TENSORS, storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import plain_parts
 from pytest_modelbudget.backends.torch.trace.observer import Observer
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import InitialStorage, MemoryEvent, MemoryTrace
 from pytest_modelbudget.summary import Phase, Role
 
@@ -43,6 +44,7 @@ class Recorder(Observer):
     `phase` is the part of the step that is running; whoever runs the step says so. With `on_device` only what is on the
     meta device counts (what is real then stays on the host, as the step counters of optimizers do). `recomputing` is
     entered around modules that are called in the backward pass. With a `cpu` the workspaces of its kernels count.
+    `not_there` says why operators cannot read storages, by their keys.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,6 +54,7 @@ class Recorder(Observer):
         self.cpu: Cpu | None = None
         self.kernel = ""
         self.place: str | None = None
+        self.not_there: Mapping[int, str] = {}
         self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._paths = {id(node.module): node.path for node in nodes(model)}
         self._initial: list[InitialStorage] = []
@@ -141,6 +144,8 @@ class Recorder(Observer):
         results = list(tensors(out))
         result_ids = {id(tensor) for tensor in results}
         for tensor in operands:
+            if self.not_there and (reason := self.not_there.get(storage_key(tensor))):
+                raise ModelBudgetError(reason.format(reader=path or "the model"))
             if id(tensor) not in result_ids:
                 self.hold(tensor, "other")
         allocated = tuple(change for tensor in results for change in self._new_storages(tensor))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -16,7 +17,7 @@ from pytest_modelbudget.backends.torch.model.attributes import ModuleAttributes
 from pytest_modelbudget.backends.torch.model.modules import all_tensors, nodes, unwrap
 from pytest_modelbudget.backends.torch.model.packed_layers import packed_tensors_in
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
-from pytest_modelbudget.backends.torch.model.stored_tensors import are_plain, plain_parts
+from pytest_modelbudget.backends.torch.model.stored_tensors import are_plain, is_wrapper, plain_parts
 from pytest_modelbudget.backends.torch.replay.fingerprint import NotComparable
 from pytest_modelbudget.backends.torch.replay.relative import BlockCall, Event
 from pytest_modelbudget.backends.torch.trace.observer import Observer
@@ -86,14 +87,20 @@ class SavedTensors(Observer):
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | SavedHandle:
         """Called by autograd for each tensor that it saves."""
-        if tensor.layout != torch.strided or (key := storage_key(tensor)) < 0:
+        if tensor.layout != torch.strided:
             raise NoStorage
-        if key in self._excluded:
+        parts = plain_parts(tensor) if is_wrapper(tensor) else [tensor]
+        bytes_by_storage = {storage_key(part): part.untyped_storage().nbytes() for part in parts}
+        if min(bytes_by_storage, default=-1) < 0:
+            raise NoStorage
+        if self._excluded.issuperset(bytes_by_storage):
             return tensor
-        with no_dispatch():
+        with nullcontext() if is_wrapper(tensor) else no_dispatch():
             handle = SavedHandle(tensor.detach())  # with its graph, a result would keep itself alive
         owner = id(unwrap(self.stack[-1])) if self.stack else 0
-        self.note(("saved", owner, (weakref.ref(handle), key), (tensor.untyped_storage().nbytes(),)))
+        for key, size in bytes_by_storage.items():
+            if key not in self._excluded:
+                self.note(("saved", owner, (weakref.ref(handle), key), (size,)))
         return handle
 
     def unpack(self, packed: torch.Tensor | SavedHandle) -> torch.Tensor:

@@ -364,6 +364,8 @@ def _without_move(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     rest = [*args[1:], *kwargs.values()]
     dtype = next((item for item in rest if isinstance(item, torch.dtype)), None)
     other = next((item for item in rest if isinstance(item, torch.Tensor)), None)
+    if dtype is None and other is None and not kwargs.get("copy"):
+        return args[0]  # a tensor of another kind inside may be taken out of it by the change to its own dtype
     dtype = dtype or (other.dtype if other is not None else args[0].dtype)
     return args[0].to(dtype, copy=True) if kwargs.get("copy") else args[0].to(dtype)
 

@@ -17,16 +17,21 @@ from torch import nn
 
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference
 
 
 class HostWeights:
-    """What is on the host: `host_bytes`; `on_copy` is told of each copy on the device."""
+    """What is on the host: `host_bytes`; `on_copy` is told of each copy on the device.
+
+    `unreadable` are the storages that stand for weights there, with what to say of whoever reads one.
+    """
 
     def __init__(self) -> None:
         self.host_bytes = 0
+        self.unreadable: dict[int, str] = {}
         self.on_copy: Callable[[torch.Tensor], None] = lambda copy: None
         self._copies: dict[int, nn.Parameter] = {}
 
@@ -73,6 +78,7 @@ def weights_on_host(model: nn.Module, recipe: Inference) -> Iterator[HostWeights
     host, placeholders = HostWeights(), dict[int, nn.Parameter]()
     named, others = _split(model, recipe.offload)
     _refuse_readers(model, named)
+    names = {id(weight): name for name, weight in model.named_parameters()}
     staying = {id(weight) for module in others for weight in module._parameters.values()}
     with ExitStack() as stack:
         for module in named:
@@ -80,6 +86,9 @@ def weights_on_host(model: nn.Module, recipe: Inference) -> Iterator[HostWeights
             for weight in weights.values():
                 if id(weight) not in placeholders:
                     placeholders[id(weight)] = _without_memory(weight)
+                    host.unreadable[storage_key(placeholders[id(weight)])] = _UNREADABLE.format(
+                        weight=names[id(weight)]
+                    )
                     host.host_bytes += weight.numel() * weight.element_size()
             if weights:
                 stack.callback(module._parameters.update, weights)
@@ -99,6 +108,10 @@ def _split(model: nn.Module, globs: Sequence[str]) -> tuple[list[nn.Module], lis
     return named, [module for name, module in modules.items() if name not in names]
 
 
+_UNREADABLE = (
+    "inference.offload: {{reader}} reads {weight} without calling the module that has it, and accelerate has it on the "
+    "device only while that runs: leave that module on the device, {{{{params: [globs]}}}}"
+)
 _READERS = {
     nn.RNNBase: "reads a list of its weights, which stay on the host",
     nn.MultiheadAttention: "reads the weights of its out_proj without calling it",

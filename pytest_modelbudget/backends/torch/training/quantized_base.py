@@ -104,7 +104,7 @@ def base_quantized(
             stack.callback(module._parameters.__setitem__, "weight", module.weight)
             module._parameters["weight"] = nn.Parameter(weight.codes, requires_grad=False)
             stack.enter_context(patched(module, "quantized_base", [weight.scales, *weight.beside]))
-            stack.enter_context(patched(module, "forward", _forward(module, weight, cuda)))
+            stack.enter_context(patched(module, "forward", product_with(module, weight, cuda)))
         yield weights
 
 
@@ -118,8 +118,11 @@ def _not_skipped(layers: Sequence[LinearLayer], globs: Sequence[str]) -> list[Li
     return chosen
 
 
-def _forward(module: Any, weight: QuantizedWeight, cuda: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As the layers of bitsandbytes: those of 4 bits compute in their own dtype, whatever the input's."""
+def product_with(module: Any, weight: QuantizedWeight, cuda: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward of a linear layer with this weight, as bitsandbytes has it, on a GPU or (not `cuda`) on a CPU.
+
+    Weights of 4 bits compute in their own dtype, whatever the input's.
+    """
 
     def forward_4bit(input: torch.Tensor) -> torch.Tensor:
         bias = None if module.bias is None else module.bias.to(weight.compute)

@@ -49,6 +49,7 @@ from pytest_modelbudget.backends.torch.training.gradients import drop_gradients,
 from pytest_modelbudget.backends.torch.training.head import Head, find_head
 from pytest_modelbudget.backends.torch.training.host_weights import HostWeights, weights_on_host
 from pytest_modelbudget.backends.torch.training.in_backward import make_in_backward, runs_in_backward
+from pytest_modelbudget.backends.torch.training.int8_layers import int8_layers_run
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs, in_float32
 from pytest_modelbudget.backends.torch.training.losses import loss_function
 from pytest_modelbudget.backends.torch.training.offload import OffloadedOptimizer, activations_offloaded, check_offload
@@ -205,6 +206,7 @@ class StepRecording:
             stack.enter_context(recipe_patches(self.model, self.patching(recipe), around=lambda: kernels))
         else:
             self.host_weights = stack.enter_context(weights_on_host(self.model, recipe))
+        stack.enter_context(int8_layers_run(self.model, cuda=self.on_cuda, training=isinstance(recipe, Training)))
         if self.shard is not None:
             self.doing = "sharding"
             self.model = self.shard(self.model)
@@ -222,6 +224,7 @@ class StepRecording:
             recorder.label(tensor, name)
         recorder.recomputing = lambda: kernels
         if self.host_weights is not None:
+            recorder.not_there = self.host_weights.unreadable
             self.host_weights.on_copy = lambda tensor: recorder.set_role(tensor, "param")
             self.notes += self.host_weights.notes
         kernels.add_rules(rnn.rules(recorder, cuda=self.on_cuda))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_modelbudget import plan
+from pytest_modelbudget import plan, summarize
 from pytest_modelbudget.summary import Flops, Summary
+from tests import real_steps
 from tests.versions import since
 
 quantization = pytest.importorskip("torchao", minversion="0.16").quantization
@@ -243,3 +244,76 @@ def test_a_model_of_bitsandbytes_is_planned_with_the_bytes_that_it_stores() -> N
     planned = plan(lambda: nn.Sequential(nf4(64, 128)).to("cpu"), inputs, inference={"batch": 1, "kernels": "cpu"})
     held = sum(part.bytes for part in planned.parts if part.role in ("param", "buffer"))
     assert held == 4_096 + 128 + _CODE + _NESTED + 128 * 4
+
+
+class Adapted(nn.Module):
+    """A frozen layer of a library with a pair of low rank beside it, as torchtune's `LoRALinear`."""
+
+    def __init__(self, frozen: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.a, self.b = (nn.Linear(*sizes, bias=False, dtype=dtype) for sizes in ((256, 8), (8, 256)))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.frozen(x) + self.b(self.a(x))
+
+
+class NF4(nn.Module):
+    """A layer with torchao's tensor of 4 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(256, 256, dtype=torch.bfloat16)
+        self.weight = nn.Parameter(quantization.to_nf4(weight), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return nn.functional.linear(x, self.weight)
+
+
+def adapted(layer: Callable[[], nn.Module], dtype: torch.dtype) -> Build:
+    return lambda: nn.Sequential(*(Adapted(layer(), dtype) for _ in range(3))).to("cpu")
+
+
+ADAPTED = {
+    "nf4 of torchao": (NF4, torch.bfloat16),
+    "int8, outliers apart": (
+        lambda: bnb.Linear8bitLt(256, 256, bias=False, has_fp16_weights=False, threshold=6.0), torch.float16,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(real_steps.KERNELS is None, reason="what kernels of this CPU take is not known")
+@pytest.mark.skipif(not hasattr(quantization, "to_nf4"), reason="to_nf4 is elsewhere in this torchao")
+@pytest.mark.parametrize("layer", ADAPTED)
+def test_adapters_over_a_frozen_weight(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes what a real one takes, but for a number."""
+    build = adapted(*ADAPTED[layer])
+    model = build()
+    weights = [*model.parameters(), *(weight.SCB for weight in model.parameters() if hasattr(weight, "SCB"))]
+    data = torch.randn(64, 256, dtype=ADAPTED[layer][1])
+    monkeypatch.setattr(real_steps, "held", lambda model, data: sum(map(stored, weights)) + data.nbytes)
+    real = real_steps.allocated(model, data, real_steps.sgd)
+    inputs = f"{str(data.dtype).removeprefix('torch.')}[B, 256]"
+    recipe = {"batch": 64, "optimizer": "sgd", "foreach": False, "kernels": real_steps.KERNELS}
+    assert plan(build, inputs, training=recipe).peak_bytes == pytest.approx(real, abs=8)
+
+
+@pytest.mark.skipif(not hasattr(quantization, "to_nf4"), reason="to_nf4 is elsewhere in this torchao")
+def test_what_is_kept_beside_frozen_weights() -> None:
+    """Of each layer its input but the first, which is the model's, and that of the second of its pair; no weight."""
+    build = adapted(NF4, torch.bfloat16)
+    assert summarize(build, "bfloat16[B, 256]").activation_bytes == 2 * (2 * 256 + 3 * 8)
+
+
+def test_layers_of_int8_that_are_not_planned() -> None:
+    """Weights that are not packed, or that are packed anew in each pass, and a CPU's own products of a pass."""
+    inputs, batch = "float16[B, 64]", {"batch": 1}
+    layers = {
+        "end the builder with": lambda: nn.Sequential(int8(64, 32)).half(),
+        "has_fp16_weights=False": lambda: nn.Sequential(bnb.Linear8bitLt(64, 32)).to("cpu"),
+        "write kernels: cuda": lambda: nn.Sequential(int8(64, 32)).to("cpu").half(),
+    }
+    for cure, build in layers.items():
+        planned = plan(build, inputs, inference={**batch, "kernels": "cpu" if "kernels" in cure else "cuda"})
+        assert planned.peak_bytes is None
+        assert cure in planned.notes[-1]

@@ -178,6 +178,25 @@ def test_a_weight_with_two_names_comes_from_the_host_once() -> None:
     assert record_step(runnable, {}, Inference(offload=("*",))).peak() == 4 * (64 * 64 + 3 * 8 * 64)
 
 
+class Reading(nn.Module):
+    """Its head is the table of another module, as it stands there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body = nn.Embedding(8, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.body(self.table(ids)) @ self.table.weight.T
+
+
+def test_a_weight_that_others_read_where_it_stands() -> None:
+    """While its module does not run it is nowhere on the device: accelerate's result has no values."""
+    runnable = RunnableModel("model", meta_copy(Reading()), parse("int64[2]"))
+    with pytest.raises(ModelBudgetError, match=r"offload: \(root\) reads table.weight without calling the module"):
+        record_step(runnable, {}, Inference(offload=("table",)))
+    assert record_step(runnable, {}, Inference(offload=("body",))).peak() > 0
+
+
 @pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.MultiheadAttention(4, 1)], ids=["LSTM", "attention"])
 def test_modules_that_read_weights_past_the_hooks(module: nn.Module) -> None:
     """accelerate leaves the weights of one on the CPU and finds none of the other's: there is no such run to plan."""
