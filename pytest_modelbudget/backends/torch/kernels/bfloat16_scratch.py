@@ -9,6 +9,7 @@ are in blocks; no rule is here for channels that are last in memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 from pytest_modelbudget.backends.torch.kernels.convolution_scratch import ConvolutionShape
@@ -176,65 +177,90 @@ def _pointwise_weight_gradient(shape: ConvolutionShape, with_bias: bool) -> int:
 
 
 def _windowed_weight_gradient(shape: ConvolutionShape, with_bias: bool) -> int:
-    """`init_conf`, `balance` and `init_scratchpad` of the kernel of windows."""
-    dims = len(shape.size)
-    is_image = _reads_image(shape)
-    stride, width, result_width = shape.strides[-1], shape.size[-1], shape.windows[-1]
-    rows, result_rows = ((1, *sizes)[-2] for sizes in (shape.size, shape.windows))
-    depth, result_depth = (sizes[0] if dims == 3 else 1 for sizes in (shape.size, shape.windows))
-    taps = prod(shape.kernel)
-    reach = (shape.kernel[-1] - 1) * shape.dilation[-1] + 1
-    behind = max(0, (result_width - 1) * stride + reach - width - shape.padding[-1])
-    margin = _even(max(shape.padding[-1], behind + 1))
-    is_direct = not is_image and stride == shape.dilation[-1] == 1 and dims == 3 and shape.kernel[-1] == 1
-    transposes_input = not is_image and not is_direct
-    row = _even(most_of(width, stride) + margin) * stride if transposes_input else width
-    result_row = result_width if is_direct else _even(result_width)
-    filters, channels = (_blocks(count // shape.groups) for count in (shape.filters, shape.channels))
-    lanes = shape.channels if is_image else _LANES
+    """`init_conf` and `init_scratchpad` of the kernel of windows."""
+    planes = _Planes.of(shape)
+    shares = cheapest_shares(planes.cost, planes.samples, planes.filters, planes.channels)
+    shares, threads = (shares, shares.threads) if shape.groups == 1 else (Shares(1, 1, 1), THREADS)
+    weights = planes.filters * _LANES * (planes.channels * planes.lanes * prod(shape.kernel) + with_bias)
+    sums = FLOAT * shares.samples * shape.groups * weights + _ALIGNED + (0 if planes.by_rows else _BARRIER)
+    if planes.is_direct:
+        return sums
+    inputs = threads if planes.by_rows else shares.samples * planes.channels * shape.groups
+    outputs = threads if planes.by_rows else shares.samples * planes.filters * shape.groups
+    transposed = outputs * planes.result * _LANES + (0 if planes.is_image else inputs * planes.data * planes.lanes)
+    sharing = [] if planes.by_rows else [count for count in (shares.filters, shares.channels) if count > 1]
+    barriers = sum(_PAGE * (threads // count + 1) for count in sharing)
+    return sums + _HALF * (transposed + planes.margin) + 2 * _ALIGNED + barriers
 
-    by_rows = is_image and prod(shape.windows) * shape.filters >= _TRANSPOSED_BY_ROWS
-    by_rows = by_rows and (
-        (dims == 2 and result_width >= 124 and result_rows > 1)
-        or (dims == 3 and result_width * result_rows >= 64 * 124 and result_depth > 1)
-    )
-    if dims == 3:
-        samples = shape.batch * result_depth
-    elif dims == 2 and not _reads_whole_planes(shape, row, result_row):
-        samples = shape.batch * result_rows
-    else:
-        samples = shape.batch
 
-    def cost(shares: Shares) -> float:
-        read, made, weights = (
-            _HALF * shape.batch * channels * lanes * depth * rows * row,
-            _HALF * shape.batch * filters * _LANES * result_depth * result_rows * result_row,
-            FLOAT * filters * _LANES * channels * lanes * taps,
+@dataclass(frozen=True, slots=True)
+class _Planes:
+    """What the gradient of weights reads: `data` and `result` are places of a sample with the rows as transposed.
+
+    `margin` is what lies beside a row, `samples` what threads may share: samples, or rows or planes of them. Of an
+    image only the result is transposed, `by_rows` where it is large; `is_direct` is what needs no transposing.
+    """
+
+    shape: ConvolutionShape
+    filters: int
+    channels: int
+    lanes: int
+    data: int
+    result: int
+    margin: int
+    samples: int
+    is_image: bool
+    is_direct: bool
+    by_rows: bool
+
+    @classmethod
+    def of(cls, shape: ConvolutionShape) -> _Planes:
+        """Those of a convolution."""
+        is_image, dims = _reads_image(shape), len(shape.size)
+        stride, width, result_width = shape.strides[-1], shape.size[-1], shape.windows[-1]
+        reach = (shape.kernel[-1] - 1) * shape.dilation[-1] + 1
+        behind = max(0, (result_width - 1) * stride + reach - width - shape.padding[-1])
+        margin = _even(max(shape.padding[-1], behind + 1))
+        is_direct = not is_image and stride == shape.dilation[-1] == 1 and dims == 3 and shape.kernel[-1] == 1
+        row = width if is_image or is_direct else _even(most_of(width, stride) + margin) * stride
+        result_row = result_width if is_direct else _even(result_width)
+        filters, channels = (_blocks(count // shape.groups) for count in (shape.filters, shape.channels))
+        parts = {1: 1, 2: 1 if _reads_whole_planes(shape, row, result_row) else shape.windows[0], 3: shape.windows[0]}
+        return cls(
+            shape=shape,
+            filters=filters,
+            channels=channels,
+            lanes=shape.channels if is_image else _LANES,
+            data=prod(shape.size[:-1]) * row,
+            result=prod(shape.windows[:-1]) * result_row,
+            margin=margin,
+            samples=shape.batch * parts[dims],
+            is_image=is_image,
+            is_direct=is_direct,
+            by_rows=is_image and _is_large(shape),
         )
-        weights_weigh, ratio = 0.5 * (read + made) / weights, filters / channels
+
+    def cost(self, shares: Shares) -> float:
+        """What threads move that have such shares: `balance`."""
+        shape, taps = self.shape, prod(self.shape.kernel)
+        read = _HALF * shape.batch * self.channels * self.lanes * self.data
+        made = _HALF * shape.batch * self.filters * _LANES * self.result
+        weights = FLOAT * self.filters * _LANES * self.channels * self.lanes * taps
+        weights_weigh, ratio = 0.5 * (read + made) / weights, self.filters / self.channels
         input_weighs = max(1 / ratio, 1.0) * (4 if weights_weigh < 1 else 1)
-        part = most_of(samples, shares.samples) * shape.batch / samples
-        of_channels, of_filters = most_of(channels, shares.channels), most_of(filters, shares.filters)
-        return (
-            input_weighs * part * of_channels * lanes * depth * rows * row / prod(shape.strides)
-            + max(ratio, 1.0) * part * of_filters * _LANES * result_depth * result_rows * result_row
-            + max(weights_weigh, 1.0) * of_filters * of_channels * taps * lanes * _LANES
-        )
+        part = most_of(self.samples, shares.samples) * shape.batch / self.samples
+        channels = most_of(self.channels, shares.channels) * self.lanes
+        filters = most_of(self.filters, shares.filters) * _LANES
+        moved = input_weighs * channels * self.data / prod(shape.strides) + max(ratio, 1.0) * filters * self.result
+        return part * moved + max(weights_weigh, 1.0) * filters * channels * taps
 
-    shares = cheapest_shares(cost, samples, filters, channels) if shape.groups == 1 else Shares(1, 1, 1)
-    threads = shares.threads if shape.groups == 1 else THREADS
-    scratch = 0
-    if not is_direct:
-        inputs = threads if by_rows else shares.samples * channels * shape.groups
-        outputs = threads if by_rows else shares.samples * filters * shape.groups
-        of_input = inputs * row * lanes * rows * depth if transposes_input else 0
-        of_output = outputs * result_row * _LANES * result_rows * result_depth
-        scratch += _HALF * (of_input + margin + of_output) + 2 * _ALIGNED
-        for sharing in (shares.filters, shares.channels):
-            if sharing > 1 and not by_rows:
-                scratch += _PAGE * (threads // sharing + 1)
-    sums = FLOAT * shares.samples * shape.groups * filters * _LANES * (channels * lanes * taps + with_bias)
-    return scratch + sums + _ALIGNED + (0 if by_rows else _BARRIER)
+
+def _is_large(shape: ConvolutionShape) -> bool:
+    """Whether the gradient of an image is transposed row by row: of long rows (`use_spatial_blocking`)."""
+    if len(shape.windows) == 1 or prod(shape.windows) * shape.filters < _TRANSPOSED_BY_ROWS:
+        return False
+    plane = prod(shape.windows[1:])
+    return shape.windows[0] > 1 and plane >= (124 if len(shape.windows) == 2 else 64 * 124)
 
 
 def _reads_whole_planes(shape: ConvolutionShape, row: int, result_row: int) -> bool:

@@ -91,11 +91,22 @@ class ConvolutionShape:
     def is_gathered(self) -> bool:
         """Whether a pointwise one has the places that it reads gathered first: `jit_uni_1x1_conv_utils.hpp`, rtus."""
         reached = tuple(count * stride for count, stride in zip(self.windows, self.strides, strict=True))
-        return self.is_strided and self.is_pointwise and len(self.size) < 3 and reached == self.size
+        return (
+            self.is_strided and self.is_pointwise and self.groups == 1 and len(self.size) < 3 and reached == self.size
+        )
 
     def gathered_places(self) -> int:
         """The places that a strided pointwise one reads, of all channels, for each thread."""
-        return FLOAT * THREADS * self.cpu.round_up(self.channels) * prod(self.windows) if self.is_gathered else 0
+        return self._gathered(self.cpu.round_up(self.channels))
+
+    def gathered_for_weights(self) -> int:
+        """The same for the gradient of its weights, with AVX2 of the channels that are read at once."""
+        lanes = self.cpu.lanes
+        channels = self.cpu.round_up(self.channels)
+        return self._gathered(channels if self.cpu.is_wide else _halved(channels // lanes, 9) * lanes)
+
+    def _gathered(self, channels: int) -> int:
+        return FLOAT * THREADS * channels * prod(self.windows) if self.is_gathered else 0
 
     def gemm_forward(self) -> int:
         """Scratch of a forward pass that runs as products of matrices, 0 for one that does not."""
@@ -167,8 +178,10 @@ class ConvolutionShape:
 
         With the bias, but for pointwise ones.
         """
-        if not self.cpu.is_wide or self.groups > 1:
+        if self.groups > 1:
             return 0
+        if not self.cpu.is_wide:
+            return self._reduced_weights()
         filters = self.cpu.round_up(self.filters)
         if prod(self.kernel) == 1:
             channels = self.cpu.round_up(self.channels)
@@ -177,16 +190,27 @@ class ConvolutionShape:
             return 0
         return FLOAT * filters * (self._padded_channels * prod(self.kernel) + 1) + _BARRIER
 
+    def _reduced_weights(self) -> int:
+        """Sums of each thread for a pointwise one's weights, with AVX2: `jit_avx2_1x1_convolution.hpp`."""
+        if not self.is_pointwise or not (self.is_gathered or max(self.strides) == 1):
+            return 0
+        filters, channels = (self.cpu.round_up(count) // self.cpu.lanes for count in (self.filters, self.channels))
+        jobs = filters // _halved(filters, 32) * (channels // _halved(channels, 9))
+        if not shares_each_sum(jobs, self.batch * prod(self.windows), most=8):
+            return 0
+        return THREADS * FLOAT * filters * channels * self.cpu.lanes**2 + _BARRIER
+
     def summed_bias(self) -> int:
         """The gradient of a pointwise one's bias in whole blocks, and once more where two threads share its samples.
 
         See `jit_avx512_common_1x1_convolution.hpp` and `cpu_reducer.cpp`; those of other kernels are with the weights.
         """
-        if not self.cpu.is_wide or not self.is_pointwise or self.groups > 1:
+        if not self.is_pointwise or self.groups > 1:
             return 0
         filters = self.cpu.round_up(self.filters)
         padded = FLOAT * filters + _ALIGNED if filters > self.filters else 0
-        is_shared = self._pointwise_shares().threads > 1 and shares_each_sum(filters // self.cpu.lanes, self.batch)
+        is_shared = not self.cpu.is_wide or self._pointwise_shares().threads > 1
+        is_shared = is_shared and shares_each_sum(filters // self.cpu.lanes, self.batch)
         return padded + (FLOAT * filters + _PAGE + 2 * _PAGE if is_shared else 0)
 
     def _pointwise_shares(self) -> Shares:
@@ -252,6 +276,13 @@ def _reached(windows: int, size: int, kernel: int, stride: int, padding: int) ->
     """Windows in one dimension, with those beyond either end that reach into it."""
     behind = (windows - 1) * stride + kernel - size - padding
     return windows + max(0, kernel - 1 - padding) // stride + max(0, kernel - 1 - behind) // stride
+
+
+def _halved(blocks: int, most: int) -> int:
+    """Blocks that are read at once: by two or three parted, while they are more than `most`."""
+    while blocks > most and (blocks % 2 == 0 or blocks % 3 == 0):
+        blocks //= 2 if blocks % 2 == 0 else 3
+    return blocks
 
 
 def _whole_pages(elements: int) -> int:

@@ -2,8 +2,7 @@
 
 As oneDNN 3.12 and 3.13 allocate, measured with torch.profiler on x86 CPUs with AVX-512 and with AVX2, two threads:
 other CPUs reorder other things, more threads take more scratch. In float32, and in bfloat16 as `bfloat16_scratch`
-says. On AVX2 gradients of dilated ones and of the weights of pointwise ones have kernels of their own, whose scratch is
-not known.
+says. On AVX2 gradients of dilated ones have kernels of their own, whose scratch is not known.
 """
 
 from __future__ import annotations
@@ -153,11 +152,10 @@ def _gemm_scratch(shape: ConvolutionShape) -> _Scratch:
 
 
 def _scratch(shape: ConvolutionShape, transposed: bool, with_bias: bool) -> _Scratch:
-    gathered, gradient = shape.gathered_places(), shape.strided_gradient()
+    gradient, to_weight = shape.strided_gradient(), shape.gathered_for_weights() + shape.summed_weights()
     if transposed:
-        return _Scratch(gradient, gradient, gathered + shape.summed_weights())
-    summed = shape.summed_weights() + (shape.summed_bias() if with_bias else 0)
-    return _Scratch(gathered, gradient, gathered + summed)
+        return _Scratch(gradient, gradient, to_weight)
+    return _Scratch(shape.gathered_places(), gradient, to_weight + (shape.summed_bias() if with_bias else 0))
 
 
 def _half_scratch(shape: ConvolutionShape, with_bias: bool) -> _Scratch:

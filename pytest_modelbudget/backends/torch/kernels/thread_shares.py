@@ -48,14 +48,19 @@ def pointwise_shares(samples: int, run: int, filters: int, channels: int, lanes:
     return cheapest_shares(cost, samples, filters, channels)
 
 
-def shares_each_sum(sums: int, samples: int) -> bool:
-    """Whether two threads share the `samples` of each of so many sums, not the sums: `cpu_reducer.cpp`, `balance`."""
+def shares_each_sum(sums: int, samples: int, most: int | None = None) -> bool:
+    """Whether two threads share the `samples` of each of so many sums, not the sums: `cpu_reducer.cpp`, `balance`.
+
+    They share those of `most` sums at the most.
+    """
     least = max(1, sums // THREADS)
     together = min(THREADS // min(sums // least, THREADS), samples)
     cost = sums * samples
     for of_group in range(least, sums):
         groups = min(sums // of_group, THREADS)
         threads = min(THREADS // groups, samples)
+        if most and threads > 1 and most_of(sums, groups) > most:
+            continue
         work = most_of(sums, groups) * (most_of(samples, threads) + (threads > 1))
         if work < cost:
             together, cost = threads, work

@@ -22,7 +22,7 @@ from tests.real_steps import KERNELS, allocated, inferred, measured, sgd
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="the rules are those of CPUs with AVX-512 and AVX2")
 CLOSE = 0.03
 HAS_BFLOAT16 = KERNELS == "cpu" and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-UNKNOWN = {"dilated", "1x1, strided"} if KERNELS == "cpu-avx2" else set()
+UNKNOWN = {"dilated"} if KERNELS == "cpu-avx2" else set()
 """Gradients for which AVX2 has kernels of their own."""
 
 
@@ -134,11 +134,11 @@ ONE_OPERATOR = [
     operator([2, 128, 100], [128, 64, 16], stride=8, padding=4, transposed=True),
     operator([1, 64, 14, 14], [64, 32, 2, 2], stride=2, transposed=True),
     operator([1, 64, 8, 8, 8], [64, 32, 3, 3, 3], stride=2, padding=1, transposed=True),
-    operator([2, 24, 24, 24], [144, 24, 1, 1], summed=True),
-    operator([2, 12, 17, 13], [40, 12, 1, 1], summed=True),
-    operator([2, 16, 64, 64], [5, 16, 1, 1], summed=True, bias=True),
-    operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2, summed=True),
-    operator([8, 3, 56, 56], [8, 3, 1, 1], summed=True),
+    operator([2, 24, 24, 24], [144, 24, 1, 1]),
+    operator([2, 12, 17, 13], [40, 12, 1, 1]),
+    operator([2, 16, 64, 64], [5, 16, 1, 1], bias=True),
+    operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2),
+    operator([8, 3, 56, 56], [8, 3, 1, 1]),
     operator([2, 3, 32, 32], [64, 3, 3, 3], padding=1),
     operator([2, 3, 224, 224], [192, 3, 16, 16], stride=16),
     operator([2, 21, 12, 12], [21, 21, 16, 16], stride=8, padding=4, transposed=True),
@@ -148,7 +148,7 @@ ONE_OPERATOR = [
     operator([8, 16, 32, 32], [16, 3, 4, 4], stride=2, padding=1, transposed=True, slow=True),
 ]
 """Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, of images, and small
-ones that are torch's own. `summed` are those whose weights two threads sum up by rules for AVX-512."""
+ones that are torch's own."""
 IN_BFLOAT16 = [
     operator([2, 64, 24, 24], [64, 64, 3, 3], padding=1),
     operator([2, 512, 3, 3], [512, 512, 3, 3], padding=1, slow=True),
@@ -177,8 +177,6 @@ IN_BFLOAT16 = [
 @pytest.mark.parametrize(("input_shape", "weight_shape", "options"), ONE_OPERATOR)
 def test_one_operator(input_shape: list[int], weight_shape: list[int], options: dict[str, Any]) -> None:
     """What a convolution and its gradients take beside operands and results is what the allocator gave them."""
-    if options.get("summed") and KERNELS == "cpu-avx2":
-        pytest.skip("AVX2 has kernels of its own for gradients of pointwise weights")
     planned, taken = taken_by_operator(input_shape, weight_shape, options, torch.float32)
     assert planned == pytest.approx(taken, abs=128)  # which lies between two parts
 
