@@ -11,7 +11,7 @@ pass of `gradient_accumulation` communicates, with `no_sync` the last one alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters, is_zero1, sharding_of
 from pytest_modelbudget.backends.torch.distributed.zero import StatesOfOneRank
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.memory.repeating import RepeatingRecorder
 from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_bytes
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
@@ -147,7 +148,7 @@ def _explained(name: str, sharding: Any) -> Iterator[None]:
         ) from error
 
 
-class _RankRecorder(Recorder):
+class _RankRecorder(RepeatingRecorder):
     """Knows collectives, and storages that shrink to nothing and grow again."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -202,6 +203,15 @@ class _RankRecorder(Recorder):
             if index >= first:
                 sums[collective.kind] = sums.get(collective.kind, 0) + collective.bytes
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def _extra_position(self) -> int:
+        return len(self._sent)
+
+    def _extra_since(self, position: int, first_event: int) -> Hashable:
+        return tuple([(index - first_event, collective) for index, collective in self._sent[position:]])
+
+    def _repeat_extra(self, extra: Any, first_event: int) -> None:
+        self._sent += [(first_event + index, collective) for index, collective in extra]
 
     def _forget_storage(self, key: int) -> None:
         if self._sizes[key]:
