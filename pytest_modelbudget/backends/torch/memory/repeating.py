@@ -140,7 +140,11 @@ class RepeatingRecorder(Recorder):
         gone = {number for event in relative for number in event.freed} | set(freed_after)
         if not made - gone <= {part.storage for part in template if type(part) is _Result}:
             raise NotComparable("it left something behind")
-        sums = [(index - first_event, *map(own, pair)) for index, pair in self._sums.items() if index >= first_event]
+        sums = [
+            (index - first_event, own(made_number), own(operand))
+            for index, (made_number, operand) in self._sums.items()
+            if index >= first_event
+        ]
         roles = [(number - first, role) for number, role in self._roles.items() if number >= first]
         return _Call(
             self._next_number - first, relative, freed_after, tuple(sums), tuple(roles),
