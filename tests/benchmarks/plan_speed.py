@@ -3,8 +3,10 @@
 Models are those of transformers, built and planned as users call it (`plan(builder, inputs, training=...)`). Each
 recipe is planned in a process of its own, forked from one that has imported the libraries and planned tiny models:
 the CPU seconds are those of the build and the plan, the least of a few runs. The exit status is 1 when one is over its
-bar: 1 second for GPT-2, 4 for Llama and for a mixture of experts of as many layers, more for what `SLOWER` names. Words run only the recipes that have each of them in their lines, `--rounds 3`
-looks three times, and `--profile` prints where the time of one goes. Needs `pip install transformers`.
+bar: 1 second for GPT-2, 4 for Llama and for a mixture of experts of as many layers, more for what `SLOWER` names. Rows
+of advice are plans of a run that does not fit a device, with what would help and the cheapest way to fit. Words run
+only the recipes that have each of them in their lines, `--rounds 3` looks three times, and `--profile` prints where the
+time of one goes. Needs `pip install transformers`.
 """
 
 from __future__ import annotations
@@ -78,16 +80,25 @@ TRAININGS: tuple[dict[str, Any], ...] = (
     *({"sharding": {"fsdp": 8, "casts": name}, "precision": "bf16-mixed"} for name in ("autocast", "policy", "both")),
     *({"sharding": {"fsdp": 1, "cp": 8, "rotate": name}, "precision": "bf16"} for name in ("allgather", "alltoall")),
     {"sharding": {"fsdp": 8, "cp": 2}, "precision": "bf16", "checkpointing": "blocks"},
+    {"sharding": {"fsdp": 8, "cp": 8}, "precision": "bf16"},
     *({"pipeline": {"ranks": 4, "schedule": name, "microbatches": 4}, "loss": "cross_entropy"} for name in ("gpipe", "1f1b")),
     *({"pipeline": {"ranks": 2, "schedule": name, "microbatches": 4}, "loss": "cross_entropy"}
       for name in ("interleaved1f1b", "interleavedzerobubble", "zbvzerobubble")),
     {"pipeline": {"ranks": 2, "microbatches": 4}, "sharding": {"fsdp": 8, "casts": "policy"}, "precision": "bf16-mixed",
      "loss": "cross_entropy", "checkpointing": "blocks"},
     {"pipeline": {"ranks": 2, "microbatches": 4}, "sharding": {"fsdp": 8, "tp": 2}, "loss": "cross_entropy"},
+    {"batch": 32, "pipeline": {"ranks": 8, "schedule": "1f1b", "microbatches": 32}, "loss": "cross_entropy"},
     *({"fp8": name, "precision": "bf16-mixed"} for name in ("tensorwise", "rowwise", "rowwise_with_gw_hp")),
     {"fp8": {"recipe": "tensorwise", "all_gather": True}, "precision": "bf16-mixed", "sharding": {"fsdp": 8}},
     *({"compile": "inductor", "precision": name} for name in ("fp32", "bf16")),
 )  # fmt: skip
+ADVISED: tuple[dict[str, Any], ...] = (
+    {"batch": 4, "precision": "bf16-mixed"},
+    {"batch": 8, "precision": "bf16"},
+)
+"""Trainings that do not fit the devices of `ADVISED_ON`."""
+
+ADVISED_ON = {"GPT-2": "2 GB", "Llama-8B": "80 GB"}
 EXPERT_TRAININGS: tuple[dict[str, Any], ...] = (
     *({"sharding": {"fsdp": 8, "ep": 4, "routing": name}} for name in ("balanced", "one-rank")),
     {"sharding": {"ddp": 2, "fsdp": 4, "ep": 2}, "checkpointing": "blocks"},
@@ -154,12 +165,16 @@ SLOWER: tuple[tuple[dict[str, Any], float], ...] = (
 )
 """What has so many times the bar, and why."""
 
+ADVICE = 8
+"""How many times the bar of a plan advice may take: it is up to ten of levers, and 16 of ways to fit."""
+
 INPUTS = "int64[B, T]"
 BATCH, TOKENS = 4, 1024
 LANGUAGE_RECIPES = (
     *(("training", recipe) for recipe in TRAININGS),
     *(("inference", recipe) for recipe in INFERENCES),
     *(("serving", recipe) for recipe in SERVINGS),
+    *(("advice", recipe) for recipe in ADVISED),
 )
 EXPERT_RECIPES = tuple(("training", recipe) for recipe in EXPERT_TRAININGS)
 
@@ -174,7 +189,10 @@ def line_of(model: str, kind: str, recipe: dict[str, Any]) -> str:
 
 def plan_once(model: str, kind: str, recipe: dict[str, Any]) -> Plan:
     """What a user calls."""
-    batch = {} if kind == "serving" else {"batch": BATCH}
+    if kind == "advice":
+        device = ADVISED_ON[model]
+        return plan(MODELS[model][0], INPUTS, training=recipe, dims={"T": TOKENS}, name="model", devices=device)
+    batch = {} if kind == "serving" or "batch" in recipe else {"batch": BATCH}
     build = partial(without_cache, MODELS[model][0]) if "compile" in recipe else MODELS[model][0]
     return plan(build, INPUTS, **{kind: recipe}, **batch, dims={"T": TOKENS}, name="model")  # type: ignore[arg-type]
 
@@ -186,8 +204,10 @@ def without_cache(build: Callable[[], Any]) -> Any:
     return model
 
 
-def bar_of(model: str, recipe: dict[str, Any]) -> float:
+def bar_of(model: str, kind: str, recipe: dict[str, Any]) -> float:
     """The most CPU seconds of a plan."""
+    if kind == "advice":
+        return MODELS[model][2] * ADVICE
     return MODELS[model][2] * next((factor for options, factor in SLOWER if _within(options, recipe)), 1.0)
 
 
@@ -266,7 +286,7 @@ def main() -> int:
         runs = [seconds(*case) for _ in range(given.rounds)]
         errors = [run for run in runs if isinstance(run, str)]
         least = min((run for run in runs if isinstance(run, float)), default=0.0)
-        missed = bool(errors) or least > bar_of(case[0], case[2])
+        missed = bool(errors) or least > bar_of(*case)
         over += missed
         text = errors[0].splitlines()[0] if errors else f"{least:6.2f}"
         print(f"{text} {'OVER' if missed else '    '} {line_of(*case)}", flush=True)

@@ -346,6 +346,11 @@ PRIVATE: tuple[Private, ...] = (
         "ring attention runs with torch's own defaults, and both ways to exchange keys", _NO_PLAN, since="2.14",
     ),
     Private(
+        "torch.distributed.tensor.experimental._context_parallel._attention",
+        "_templated_ring_attention _templated_ring_attention_backward", "distributed",
+        "rings of other layers are repeated", _NO_PLAN, since="2.14",
+    ),
+    Private(
         "torch.testing._internal.distributed.fake_pg", "FakeStore", "distributed", "a world of ranks in one process",
         _NO_PLAN,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,12 +11,12 @@ from torch import nn
 
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.memory.repeating import RepeatingRecorder
 from pytest_modelbudget.backends.torch.meta.collectives import SentBytes, sent_bytes
 from pytest_modelbudget.planner import MemoryEvent
 
 
-class CollectiveRecorder(Recorder):
+class CollectiveRecorder(RepeatingRecorder):
     """Knows collectives, and storages that are resized, as FSDP does with what it gathers."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -69,6 +69,15 @@ class CollectiveRecorder(Recorder):
             if index >= first:
                 sums[collective.kind] = sums.get(collective.kind, 0) + collective.bytes
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def _extra_position(self) -> int:
+        return len(self._sent)
+
+    def _extra_since(self, position: int, first_event: int) -> Hashable:
+        return tuple([(index - first_event, collective) for index, collective in self._sent[position:]])
+
+    def _repeat_extra(self, extra: Any, first_event: int) -> None:
+        self._sent += [(first_event + index, collective) for index, collective in extra]
 
     def _forget_storage(self, key: int) -> None:
         if key not in self._shrunk:

@@ -28,6 +28,7 @@ from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, fused_attention
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.memory.repeating import RepeatingRecorder
 from pytest_modelbudget.backends.torch.model.dtensors import is_sharded
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
@@ -74,6 +75,7 @@ class ContextParallelStep(StepRecording):
         self._ranks = {dim: int(sharding[dim]) for dim in SHARDING_DIMS if sharding.get(dim, 1) > 1}
         self._scores = _ScoresRefused(self.runnable.name)
         self._rings = 0
+        self._recorder: Recorder | None = None
 
     def prepare(self, recipe: Recipe, kernels: DeviceKernels, stack: ExitStack) -> None:
         """Bring the model and torch into the state of the run, until `stack` is left."""
@@ -85,6 +87,7 @@ class ContextParallelStep(StepRecording):
         super().prepare(recipe, kernels, stack)
         self.doing = "sharding"
         stack.enter_context(_ring_attention(self._world.mesh(**self._ranks)["cp"], self._rotate))
+        stack.enter_context(_rings_repeated(lambda: self._recorder))
         ring = functional.scaled_dot_product_attention
         stack.enter_context(patched(functional, "scaled_dot_product_attention", self._checked(ring)))
         stack.enter_context(self._scores)
@@ -107,7 +110,8 @@ class ContextParallelStep(StepRecording):
     def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
         """What watches the run of the model, with attention as torch's ring runs it."""
         kernels.add_rules({_ATTENTION: self._attention})
-        return super().recorder_for(call, kernels)
+        self._recorder = super().recorder_for(call, kernels)
+        return self._recorder
 
     def forward(self, recipe: Training, call: ModelCall, *args: Any) -> None:
         """Run the model, and look whether its attention ran as a ring."""
@@ -172,6 +176,26 @@ def _ring_attention(mesh: Any, rotate: str) -> Iterator[None]:
         stack.enter_context(patched(_cp_options, "rotate_method", method))
         with no_modes():
             stack.enter_context(context_parallel(mesh, buffers=[sequence], buffer_seq_dims=[0]))
+        yield
+
+
+@contextmanager
+def _rings_repeated(recorder_of: Callable[[], Recorder | None]) -> Iterator[None]:
+    """Inside, a ring like two earlier ones, those of other layers, is repeated: most operators are in rings."""
+    from torch.distributed.tensor.experimental._context_parallel import _attention
+
+    def repeating(ring: Callable[..., Any]) -> Callable[..., Any]:
+        def attention(*args: Any, **kwargs: Any) -> Any:
+            recorder = recorder_of()
+            if isinstance(recorder, RepeatingRecorder):
+                return recorder.repeating(ring, args, kwargs)
+            return ring(*args, **kwargs)
+
+        return attention
+
+    with ExitStack() as stack:
+        for name in ("_templated_ring_attention", "_templated_ring_attention_backward"):
+            stack.enter_context(patched(_attention, name, repeating(getattr(_attention, name))))
         yield
 
 

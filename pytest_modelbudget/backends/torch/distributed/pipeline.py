@@ -67,9 +67,10 @@ def record_pipeline(runnable: RunnableModel, sizes: Mapping[str, int], recipe: T
         ModelBudgetError: a recipe that a schedule cannot run, a model that cannot be cut so, or the step does not run.
     """
     ranks = record_ranks(runnable, sizes, recipe)
-    highest = max(ranks, key=lambda step: step.memory_trace.peak())
+    peak_of = {step.rank: step.memory_trace.peak() for step in ranks}
+    highest = max(ranks, key=lambda step: peak_of[step.rank])
     pipeline = pipeline_of(recipe.pipeline)
-    peaks = ", ".join(f"{step.rank}: {units.size(step.memory_trace.peak())}" for step in ranks)
+    peaks = ", ".join(f"{rank}: {units.size(peak)}" for rank, peak in peak_of.items())
     notes = [
         f"shown is rank {highest.rank}, {highest.holds}, whose peak is the highest; peaks by rank: {peaks}",
         *([TIED_NOTE.format(names=", ".join(highest.tied))] if highest.tied else []),

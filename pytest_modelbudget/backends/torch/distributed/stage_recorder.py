@@ -168,10 +168,13 @@ class StageRecorder(CollectiveRecorder):
                     if number in self._roles:
                         self._roles[numbers[number]] = self._roles[number]
         lasting = self._lasting(original)
+        let_go = {number: own for number, own in numbers.items() if number not in lasting}
         for event in segment.events:
-            made = tuple((numbers[number], size) for number, size in event.made)
-            freed = tuple(numbers[number] for number in event.freed if number in numbers and number not in lasting)
-            self._events.append(replace(event, made=made, freed=freed))
+            if event.made or event.freed:
+                made = tuple([(numbers[number], size) for number, size in event.made])
+                freed = tuple([let_go[number] for number in event.freed if number in let_go])
+                event = MemoryEvent(event.op, event.path, event.phase, made, freed, event.workspace)
+            self._events.append(event)
         for index, (number, operand) in segment.sums.items():
             if operand in numbers:
                 self._sums[start + index] = numbers[number], numbers[operand]
@@ -221,4 +224,7 @@ class StageRecorder(CollectiveRecorder):
         for repeated in self._repeated:
             number -= 1
             for work in repeated:
-                yield replace(work, pass_number=number)
+                yield Work(
+                    work.op, work.path, work.phase, number, work.flops, work.least_flops, work.dtype, work.read,
+                    work.written, work.handed_in, work.handed_on,
+                )  # fmt: skip

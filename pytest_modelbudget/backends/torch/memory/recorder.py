@@ -294,6 +294,9 @@ def _with_sums_in_place(events: list[MemoryEvent], sums: Mapping[int, tuple[int,
     renumbered: dict[int, int] = {}
     replaced = -1
     for index, event in enumerate(events):
+        if not renumbered and replaced < 0 and index not in sums:  # nearly all of them
+            yield event
+            continue
         freed = tuple(renumbered.pop(number, number) for number in event.freed if number != replaced)
         allocated = tuple((renumbered.get(number, number), size) for number, size in event.made)
         replaced = -1

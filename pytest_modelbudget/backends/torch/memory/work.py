@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +32,24 @@ _COMMUNICATING = (*COLLECTIVE_NAMESPACES, "fsdp")
 _COMPLEX = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
+@dataclass(frozen=True, slots=True)
+class NotedWork:
+    """What a stretch of a run had to do: how `Traffic` was told of it, and operators without a FLOP rule."""
+
+    told: tuple[tuple[str, Any, tuple[tuple[Operand, ...], ...]], ...]
+    uncounted: tuple[tuple[str, int], ...]
+
+    def renumbered(self, number: Callable[[int], int], path: str) -> NotedWork:
+        """The same of the module at `path`, with other numbers for its storages."""
+        told = [
+            (call, replace(what, path=path) if isinstance(what, Work) else what, tuple(
+                [tuple([Operand(number(operand.storage), *operand[1:]) for operand in group]) for group in groups]
+            ))
+            for call, what, groups in self.told
+        ]  # fmt: skip
+        return NotedWork(tuple(told), self.uncounted)
+
+
 class WorkRecorder:
     """Notes the work of a step, or of a pass; `number_of` gives the number of a storage by its key, None: not noted."""
 
@@ -39,6 +58,8 @@ class WorkRecorder:
         self._convolutions = ComplexConvolutions()
         self._traffic = Traffic()
         self.uncounted: dict[str, int] = {}
+        self._told: list[tuple[str, Any, tuple[tuple[Operand, ...], ...]]] | None = None
+        self._uncounted_before: dict[str, int] = {}
 
     @contextmanager
     def repeated(self, times: int) -> Iterator[None]:
@@ -48,6 +69,29 @@ class WorkRecorder:
             yield
         for name, calls in self.uncounted.items():
             self.uncounted[name] = calls + (times - 1) * (calls - uncounted.get(name, 0))
+
+    def begin_noting(self) -> None:
+        """What comes next is to be noted again later: see `noted`."""
+        self._told, self._uncounted_before = [], dict(self.uncounted)
+
+    def noted(self) -> NotedWork:
+        """What was noted since."""
+        told, self._told = tuple(self._told or ()), None
+        calls = {name: calls - self._uncounted_before.get(name, 0) for name, calls in self.uncounted.items()}
+        return NotedWork(told, tuple((name, count) for name, count in calls.items() if count))
+
+    def note_again(self, work: NotedWork) -> None:
+        """The same happens once more."""
+        for call, what, operands in work.told:
+            getattr(self._traffic, call)(what, *operands)
+        for name, calls in work.uncounted:
+            self.uncounted[name] = self.uncounted.get(name, 0) + calls
+
+    def _tell(self, call: str, what: Work | Phase, *operands: list[Operand]) -> None:
+        if self._told is not None:
+            unread = replace(what) if isinstance(what, Work) else what  # `Traffic` adds to it
+            self._told.append((call, unread, tuple(map(tuple, operands))))
+        getattr(self._traffic, call)(what, *operands)
 
     def finished(self) -> tuple[Work, ...]:
         """What was noted; to be called once, at the end."""
@@ -78,7 +122,7 @@ class WorkRecorder:
             return
         flops, least = least_flops(cost, args, kwargs, out, self._convolutions)
         work = Work(cost.name, path, phase, 0, flops, least, fastest_dtype(operands))
-        self._traffic.product(work, self._read_of(cost.name, operands), self._parts(results))
+        self._tell("product", work, self._read_of(cost.name, operands), self._parts(results))
 
     def _without_flops(
         self,
@@ -99,9 +143,9 @@ class WorkRecorder:
             operands = [tensor for tensor in operands if id(tensor) not in target_ids]
         if phase == "optimizer":
             work = Work(cost.name, path, phase, 0)
-            self._traffic.update(work, self._parts(operands), self._parts(targets), self._parts(results))
+            self._tell("update", work, self._parts(operands), self._parts(targets), self._parts(results))
         else:
-            self._traffic.fused(phase, self._parts(operands), self._parts(results or targets))
+            self._tell("fused", phase, self._parts(operands), self._parts(results or targets))
 
     def _read_of(self, name: str, operands: list[torch.Tensor]) -> list[Operand]:
         """The operands of a product; of the weights of many experts one expert's, since all tokens may go to it."""

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
+from pytest_modelbudget.backends.torch.memory.repeating import RepeatingRecorder
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryTrace
 from tests.backends.torch import real_ranks, real_ring
@@ -107,6 +108,28 @@ def test_a_ring_keeps_what_attention_of_its_tokens_keeps() -> None:
     alone = sharded(transformer, f"int64[{BATCH}, {TOKENS // 2}]", {"ddp": 2}).memory_trace
     copy = FLOAT * BATCH * TOKENS // 2 * WIDTH
     assert kept(ring({"cp": 2}).memory_trace) == kept(alone) + copy
+
+
+def test_rings_of_later_layers_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other storages they are what they would have been: events, roles, work and what is sent; and most are."""
+    ran: list[str] = []
+    monkeypatch.setattr(RepeatingRecorder, "_relative", noting(ran, RepeatingRecorder._relative))
+    sharding = {"cp": 2, "fsdp": 1, "rotate": "alltoall"}
+    repeated = ring(sharding, partial(transformer, layers=4))
+    monkeypatch.setattr(RepeatingRecorder, "repeating", lambda self, function, args, kwargs: function(*args, **kwargs))
+    each_run = ring(sharding, partial(transformer, layers=4))
+    assert repeated == each_run
+    assert len(ran) == 8  # of 16: two of each pass, in a step whose work is noted and one whose work is not
+
+
+def noting(calls: list[str], original: Callable[..., Any]) -> Callable[..., Any]:
+    """`original`, whose calls are counted."""
+
+    def noted(*args: Any) -> Any:
+        calls.append(original.__name__)
+        return original(*args)
+
+    return noted
 
 
 def kept(memory_trace: MemoryTrace) -> int:
