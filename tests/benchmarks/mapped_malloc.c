@@ -1,7 +1,7 @@
 /* A malloc whose large blocks are mappings of their own, so that the high-water mark of a process is what it writes.
 
    glibc's own threshold does not do that: what its heap has free is handed out first, whatever is asked for, and was
-   resident before. Blocks of LEAST bytes and more are whole pages; a table remembers them by their page. */
+   resident before. Blocks of LEAST bytes, one page, and more are whole pages; a table remembers them by their page. */
 #include <errno.h>
 #include <malloc.h>
 #include <stdatomic.h>
@@ -14,7 +14,7 @@ extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_real
 extern void *__libc_memalign(size_t, size_t);
 extern void __libc_free(void *);
 
-enum { LEAST = 16384, PAGE = 4096, PLACES = 1 << 20 };
+enum { LEAST = 4096, PAGE = 4096, PLACES = 1 << 20 };
 
 static struct { uintptr_t block; size_t size; } table[PLACES];
 static atomic_flag busy = ATOMIC_FLAG_INIT;

@@ -27,7 +27,8 @@ MOST_ORDERS, LEAST_ORDERS, NODES_IN_ALL_ORDERS = 16, 2, 100_000
 class GraphMemory:
     """The memory trace of a graph, and what was not known of it: kernels without a rule, tensors of open size.
 
-    The trace is that of the order with the highest peak; `lowest` is the peak of the order with the lowest.
+    The trace is that of the order in the middle, or of the one in which loops take more; `lowest` and `highest` are the
+    peaks of the orders that take least and most.
     """
 
     trace: MemoryTrace
@@ -43,6 +44,7 @@ class GraphMemory:
     for_onednn: bool = False
     """Whether operators are fused as oneDNN would run them."""
     lowest: int = 0
+    highest: int = 0
     orders: int = 1
     """How many orders were followed."""
 
@@ -58,11 +60,14 @@ def graph_memory(graph: Any, held: Sequence[InitialStorage], locate: Locate) -> 
         for ordered in orders(rounds.nodes, count)
     ]
     peaks = [run.trace.peak() for run in runs]
-    highest = runs[peaks.index(max(peaks))]
+    usual = sorted(range(count), key=lambda place: peaks[place])[count // 2]
+    of_loops = range(count, len(runs))
+    planned: GraphMemory = runs[max([usual, *of_loops], key=lambda place: peaks[place])]
     unfolded = tuple(sorted(kernels.UNFOLDED_BY_CACHE & {node.kind for node in rounds.nodes}))
     return replace(
-        highest,
+        planned,
         lowest=min(peaks),
+        highest=max(peaks),
         orders=len(runs),
         open_loops=tuple(rounds.open),
         too_long_loops=tuple(rounds.too_long),

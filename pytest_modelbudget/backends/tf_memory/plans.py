@@ -25,17 +25,17 @@ ONEDNN_NOTE = (
     "steps with TF_ENABLE_ONEDNN_OPTS=0 in the environment"
 )
 LOOP_NOTE = (
-    "in loops the order of operators depends on how long they take: the peak is that of the order that takes most of "
-    "those that were followed, and {:,} bytes that of the one that takes least"
+    "in loops the order of operators depends on how long they take: the peak is the higher one of two extremes, and "
+    "the orders that were followed take {:,} to {:,} bytes"
 )
 ORDER_NOTE = (
-    "what becomes ready together runs in another order in each process: the peak is the highest of {} orders that were "
-    "followed, and {:,} bytes the lowest"
+    "what becomes ready together runs in another order in each process: the peak is that of the order in the middle, "
+    "and the {} that were followed take {:,} to {:,} bytes"
 )
 XLA_NOTE = "not planned: with compile: xla the compiler decides what is alive at once; compile: none is planned"
 
 LEAST_SHARE = 0.01
-"""Share of the peak from which on it matters that there is no rule for a kernel, or that an order takes less."""
+"""Share of the peak from which on it matters that there is no rule for a kernel, or that orders differ."""
 
 
 def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
@@ -58,11 +58,11 @@ def plan_of_graph(memory: GraphMemory, recipe: Recipe, *, xla: bool) -> Plan:
 
 
 def _of_orders(memory: GraphMemory, peak: int) -> list[str]:
-    """What is to be said of orders that take less."""
+    """What is to be said of other orders."""
     if memory.has_loops:
-        return [LOOP_NOTE.format(memory.lowest)]
-    differ = memory.lowest < (1 - LEAST_SHARE) * peak
-    return [ORDER_NOTE.format(memory.orders, memory.lowest)] if differ else []
+        return [LOOP_NOTE.format(memory.lowest, memory.highest)]
+    differ = memory.highest - memory.lowest > LEAST_SHARE * peak
+    return [ORDER_NOTE.format(memory.orders, memory.lowest, memory.highest)] if differ else []
 
 
 def _reason(memory: GraphMemory, peak: int) -> str:
