@@ -25,15 +25,18 @@ def layer_output(layer: Any, args: tuple[Any, ...]) -> tuple[Any, FlopsCount] | 
     first = args[0] if len(args) == 1 and layer.built else None
     tensors: list[Any] = first if isinstance(first, list) else [first]
     rule = rules.plain_rule(layer) if all(isinstance(tensor, keras.KerasTensor) for tensor in tensors) else None
-    if rule is None:
+    if rule is None or private.has_own_call(layer) or private.may_make_mask(layer):
         return None
     try:
         shapes = [tuple(tensor.shape) for tensor in tensors]
         shape = tuple(layer.compute_output_shape(shapes if first is tensors else shapes[0]))
         output = keras.KerasTensor(shape, layer.compute_dtype, name=layer.name)  # to find a free name takes long
-        return output, FlopsCount(rule.formula(rules.as_call(layer, shapes, [shape])))
+        cost = FlopsCount(rule.formula(rules.as_call(layer, shapes, [shape])))
     except Exception:  # it says its sizes otherwise, or has open ones
         return None
+    if any(map(private.has_mask, tensors)) and not private.pass_mask(layer, first, output):
+        return None
+    return output, cost
 
 
 def operation_output(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, FlopsCount] | None:

@@ -195,9 +195,19 @@ def value_replaced(variable: Any, value: Any) -> Iterator[None]:
 
 
 def graph_of(model: Any) -> Any:
-    """The graph that says what a functional or built Sequential model does; None when its own `call` does."""
-    owner = next((cls for cls in type(model).__mro__ if "call" in vars(cls)), type(model))
-    return function_of(model) if owner.__module__.startswith("keras.src.") else None
+    """The graph that says what a functional or built Sequential model does; None when a call of its own does."""
+    return None if has_own_call(model) else function_of(model)
+
+
+def has_own_call(layer: Any) -> bool:
+    """Whether a layer is called otherwise than its class of Keras is: by its own class, or by what was set on it."""
+    if "call" in vars(layer):
+        return True
+    owners = (next((cls for cls in type(layer).__mro__ if name in vars(cls)), type(layer)) for name in _CALLS)
+    return not all(owner.__module__.startswith("keras.src.") for owner in owners)
+
+
+_CALLS = ("call", "__call__")
 
 
 def function_of(model: Any) -> Any:
@@ -302,6 +312,20 @@ def all_variables(operation: Any) -> list[Any]:
 def has_mask(tensor: Any) -> bool:
     """Whether Keras sent a mask along with a tensor of the backend."""
     return getattr(tensor, "_keras_mask", None) is not None
+
+
+def may_make_mask(layer: Any) -> bool:
+    """Whether a layer of Keras may send a mask along with what it gives where it got none."""
+    return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
+
+
+def pass_mask(layer: Any, tensor: Any, output: Any) -> bool:
+    """Send the mask of `tensor` along with what a layer made of it, as Keras does; False where it makes another."""
+    if type(layer).compute_mask is not keras.layers.Layer.compute_mask:
+        return False
+    if layer.supports_masking:
+        output._keras_mask = tensor._keras_mask
+    return True
 
 
 def graph_calls(graph: Any) -> list[Any]:

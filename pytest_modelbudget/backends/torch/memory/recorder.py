@@ -15,7 +15,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.kernels.cpus import Cpu
 from pytest_modelbudget.backends.torch.kernels.workspaces import workspace
+from pytest_modelbudget.backends.torch.memory.sums_in_place import sums_in_place, with_sums_in_place, with_those_of_sums
 from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.model.modules import nodes, part_ids, unwrap
@@ -272,13 +272,13 @@ class Recorder(Observer):
 
     def memory_trace(self) -> MemoryTrace:
         """What was noted."""
-        events = _with_sums_in_place(self._events, self._sums)
+        sums = sums_in_place(self._events, self._sums)
         return MemoryTrace(
             tuple(self._initial),
-            tuple(events),
-            dict(self._roles),
+            tuple(with_sums_in_place(self._events, sums)),
+            with_those_of_sums(self._roles, sums),
             tuple(self._steps) or (0,),
-            owners=dict(self._owner_names),
+            owners=with_those_of_sums(self._owner_names, sums),
             work=self._work.finished() if self._work is not None else None,
             uncounted=dict(self._work.uncounted) if self._work is not None else {},
         )
@@ -287,22 +287,3 @@ class Recorder(Observer):
 def _may_be_in_place(operator: str, operands: list[torch.Tensor]) -> bool:
     """Whether autograd may run it in place: the sum of two gradients, and the gradient of what was picked."""
     return (operator == "aten.add" and len(operands) == 2) or operator == "aten.index_put"
-
-
-def _with_sums_in_place(events: list[MemoryEvent], sums: Mapping[int, tuple[int, int]]) -> Iterator[MemoryEvent]:
-    """`events` with each sum of gradients on the memory of its first operand, where that goes right after it."""
-    renumbered: dict[int, int] = {}
-    replaced = -1
-    for index, event in enumerate(events):
-        if not renumbered and replaced < 0 and index not in sums:  # nearly all of them
-            yield event
-            continue
-        freed = tuple(renumbered.pop(number, number) for number in event.freed if number != replaced)
-        allocated = tuple((renumbered.get(number, number), size) for number, size in event.made)
-        replaced = -1
-        if index in sums and index + 1 < len(events) and sums[index][1] in events[index + 1].freed:
-            number, replaced = sums[index]
-            renumbered[number] = renumbered.pop(replaced, replaced)
-            allocated = ()
-        changed = allocated != event.made or freed != event.freed
-        yield replace(event, made=allocated, freed=freed) if changed else event

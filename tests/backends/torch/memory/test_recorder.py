@@ -184,7 +184,7 @@ def test_as_many_bytes_as_real_storages(name: str, backward: bool, monkeypatch: 
     But for one thing: batch norm in eval mode gives its statistics back on meta, and two empty tensors on the CPU.
     Sums of gradients are made anew here, as torch makes them while it is watched.
     """
-    monkeypatch.setattr(recorder_module, "_with_sums_in_place", lambda events, sums: events)
+    monkeypatch.setattr(recorder_module, "with_sums_in_place", lambda events, sums: events)
     build, shape, statistics = MODELS[name]
     model, data, alive = build(), torch.rand(shape), Alive()
     memory_trace = traced(model, shape, backward=backward)

@@ -261,6 +261,13 @@ def test_tied_weights_count_once() -> None:
     assert memory_trace.held_bytes("param") == sum(one.numel() for one in model.parameters()) * FLOAT
 
 
+def test_a_sum_on_the_memory_of_its_first_gradient_is_a_gradient() -> None:
+    """A head's gradient that autocast made, to which that of the table is added in place: no temporary."""
+    model = Words(tied=True)
+    memory_trace = traced(model, [2, 8], Training(kernels="cpu", precision="bf16-mixed"))
+    assert made(memory_trace, "gradient") == sum(weight.numel() for weight in model.parameters()) * FLOAT
+
+
 def test_frozen_parameters() -> None:
     """What is frozen has no gradient and no states, and autograd keeps nothing for it."""
     model = Blocks()
