@@ -55,6 +55,8 @@ class CallTrace:
 
 def keras_tensors_in(value: Any) -> list[Any]:
     """Every Keras tensor in nested arguments or results."""
+    if isinstance(value, keras.KerasTensor):
+        return [value]
     return [leaf for leaf in keras.tree.flatten(value) if isinstance(leaf, keras.KerasTensor)]
 
 

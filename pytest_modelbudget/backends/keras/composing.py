@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
 
-from pytest_modelbudget.backends.keras import private, walk, wrapped
+from pytest_modelbudget.backends.keras import from_sizes, private, walk, wrapped
 from pytest_modelbudget.backends.keras.fingerprints import arguments_fingerprint, fingerprint
 from pytest_modelbudget.backends.residuals import FindResiduals, Parameter, Residuals, StorageRef, Tensor
 
@@ -82,10 +83,8 @@ class GraphResiduals:
             if not same_dtype or len(value.tensor.shape) != len(graph_input.shape):
                 raise GraphNotFollowed
         self._places += [(id(model), id(operation)) for operation in graph.operations]
-        outputs = private.run_graph(
-            graph, values, lambda operation: lambda *args, **kwargs: self._call(model, operation, args, kwargs)
-        )
-        return list(keras.tree.flatten(outputs))
+        outputs = from_sizes.run_graph(graph, values, partial(self._call, model))
+        return [outputs] if isinstance(outputs, GraphValue) else list(keras.tree.flatten(outputs))
 
     def _call(self, model: Any, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[GraphValue]:
         if isinstance(operation, keras.Model):
@@ -94,7 +93,7 @@ class GraphResiduals:
             return self._run_graph(operation, private.graph_of(operation), keras.tree.flatten(args[0]))
         if type(operation).__name__ in _GRADIENT_CUTS and keras.backend.backend() != "torch":
             raise GraphNotFollowed
-        values = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, GraphValue)]
+        values = _values_in(args, kwargs)
         numbers: dict[int, int] = {}  # storages by the order in which this call meets them
         tensors = [
             replace(value.tensor, storage=numbers.setdefault(value.tensor.storage, len(numbers))) for value in values
@@ -149,6 +148,12 @@ class GraphResiduals:
                     counted.add(storage)
                     by_row[call.place] += count
         return sum(by_row.values()), by_row
+
+
+def _values_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[GraphValue]:
+    if len(args) == 1 and not kwargs and isinstance(args[0], GraphValue):  # nearly all calls
+        return [args[0]]
+    return [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, GraphValue)]
 
 
 def input_tensor(tensor: Any) -> Tensor:

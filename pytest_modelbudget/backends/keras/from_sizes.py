@@ -57,7 +57,7 @@ class TracedLayers:
 
     def key(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         """Equal for calls that do the same; None for a call of which that cannot be said."""
-        tensors = keras_tensors_in((args, kwargs))
+        tensors = keras_tensors_in(args[0] if len(args) == 1 and not kwargs else (args, kwargs))
         if not fingerprints.is_keras(layer) or private.sublayers(layer) or any(map(private.has_mask, tensors)):
             return None
         return (
@@ -103,7 +103,7 @@ def run_graph(graph: Any, inputs: list[Any], run: RunCall) -> Any:
     for node in private.graph_calls(graph):
         if all(id(tensor) in values for tensor in node.input_tensors):
             outputs = run(node.operation, *private.call_arguments(node, values))
-            made = [outputs] if len(node.outputs) == 1 else keras.tree.flatten(outputs)
+            made = keras.tree.flatten(outputs) if isinstance(outputs, (list, tuple, dict)) else [outputs]
             values.update(zip(map(id, node.outputs), made, strict=False))
     outputs = private.in_output_structure(graph, [values[id(tensor)] for tensor in graph.outputs])
     return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs

@@ -352,11 +352,6 @@ def in_output_structure(graph: Any, outputs: list[Any]) -> Any:
     return keras.tree.pack_sequence_as(graph._outputs_struct, outputs)
 
 
-def run_graph(graph: Any, values: list[Any], run: Callable[[Any], Callable[..., Any]]) -> Any:
-    """The outputs of a graph where `run(operation)` stands in for each operation and `values` for its inputs."""
-    return graph._run_through_graph(values, operation_fn=run)
-
-
 def operation_in_training(operation: Any) -> Callable[..., Any]:
     """An operation as a graph runs it in training mode, whatever its author passed for `training`."""
     from keras.src.models.functional import operation_fn

@@ -165,7 +165,7 @@ class _CallTracer:
         if isinstance(target, keras.layers.Layer):
             result = from_sizes.layer_output(target, args)
         else:
-            result = from_sizes.operation_output(target, args, kwargs)
+            result = self._infer(lambda *_: from_sizes.operation_output(target, args, kwargs), target, (), {})
         return None if result is None else self._note(target, args, kwargs, *result)
 
     def _note(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, own: FlopsCount) -> Any:

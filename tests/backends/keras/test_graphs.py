@@ -95,13 +95,14 @@ def test_operations_are_rows(summarize: Any) -> None:
     ]
 
 
-class Hops(L.Layer):
-    """A product as often as an attribute says, which no config has."""
+HOPS = {"once": 1, "thrice": 3}
 
-    hops = 1
+
+class Hops(L.Layer):
+    """A product as often as something outside of the layer says."""
 
     def call(self, x: Any) -> Any:
-        for _ in range(self.hops):
+        for _ in range(HOPS[self.name]):
             x = keras.ops.matmul(x, keras.ops.ones((8, 8)))
         return x
 
@@ -115,11 +116,8 @@ def test_layers_that_look_alike_count_what_each_does(summarize: Any) -> None:
         y = keras.ops.relu(tower(tower(x)))
         wide = [L.Attention(name=name)([y, x]) for name in ("first", "alike")]
         narrow = L.Attention(name="narrow")([y, L.Cropping1D(2)(y)])
-        once, thrice = Hops(name="once"), Hops(name="thrice")
-        thrice.hops = 3
-        return keras.Model(
-            x, [*wide, narrow, once(y), thrice(y), keras.ops.matmul(y, keras.ops.transpose(y, (0, 2, 1)))]
-        )
+        hops = [Hops(name=name)(y) for name in HOPS]
+        return keras.Model(x, [*wide, narrow, *hops, keras.ops.matmul(y, keras.ops.transpose(y, (0, 2, 1)))])
 
     flops = {row.path: (row.flops, row.calls) for row in summarize(build).layers if row.flops}
     product, attention = 2 * 6 * 8 * 8, 2 * (2 * 6 * 6 * 8)
