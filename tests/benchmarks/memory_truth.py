@@ -131,14 +131,15 @@ def _steps(model: nn.Module, call: Call, case: str, recipe: Mapping[str, Any]) -
     model.train(case != "infer")
     args, kwargs = call
 
+    mixed = recipe.get("precision") == "bf16-mixed"
+
     def infer() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             kept["out"] = model(*args, **kwargs)
 
     if case == "infer":
         return infer
     optimizer = OPTIMIZERS[case]([parameter for parameter in model.parameters() if parameter.requires_grad])
-    mixed = recipe.get("precision") == "bf16-mixed"
 
     def train() -> None:
         optimizer.zero_grad()

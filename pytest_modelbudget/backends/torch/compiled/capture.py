@@ -24,6 +24,7 @@ from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.compiled.fusion import donated_names, results_of
 from pytest_modelbudget.backends.torch.compiled.layouts import copy_what_is_given, reordered, reorders
 from pytest_modelbudget.backends.torch.compiled.run import PATH, At, Run, runner, traced_results
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import nodes
 from pytest_modelbudget.errors import ModelBudgetError
 
@@ -32,13 +33,14 @@ Captured = Callable[..., Any]
 
 
 class CompiledModel:
-    """Calls a model as compiled, for a `cpu` or a GPU; its first call captures it.
+    """Calls a model as compiled for the device of `kernels`; its first call captures it.
 
     `at` enters the place of each kernel that runs.
     """
 
-    def __init__(self, model: nn.Module, at: At, *, cpu: bool) -> None:
-        self._model, self._at, self._cpu = model, at, cpu
+    def __init__(self, model: nn.Module, at: At, kernels: DeviceKernels) -> None:
+        self._model, self._at, self._kernels = model, at, kernels
+        self._cpu = not kernels.cuda
         self._reorders = False
         self._names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
         self._compiled: Captured | None = None
@@ -87,6 +89,7 @@ class CompiledModel:
             stack.enter_context(patched(torch.compiler, "_is_compiling_flag", True))  # asked before values are read
             stack.enter_context(V.set_fake_mode(mode))
             stack.enter_context(_paths_noted(self._model))
+            stack.enter_context(self._kernels.traced())
             stack.enter_context(mode)
             self._capturing = True
             compiled([_fake(tensor, mode) for tensor in weights], [_fake(tensor, mode) for tensor in inputs])
@@ -120,7 +123,7 @@ class CompiledModel:
         returned = {result.name for result in results if isinstance(result, Node)}
         order = reordered if self._reorders else None
         with no_modes():  # the backward pass is compiled in the run
-            run = runner(module, donated, self._at, reordered=order, fixed=returned)
+            run = runner(module, donated, self._at, cpu=self._cpu, reordered=order, fixed=returned)
 
         def run_or_capture(args: list[Any]) -> list[Any]:
             return traced_results(module.graph) if self._capturing else run(args)

@@ -5,21 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
 
-_AUTOCAST = ("bf16-mixed", "fp16-mixed")
+MEDIAN, WORST = 0.0, 3
+"""Errors in per cent of peaks planned for real runs on a CPU: `tests/benchmarks/inductor_truth.py`."""
 
-RUNS, MEDIAN, WORST = 18, 0.0, 3
-"""Real runs on a CPU of `tests/benchmarks/inductor_truth.py`, and the errors of their planned peaks in per cent."""
+WORST_HALF_CONVOLUTIONS = 7
+"""The worst where convolutions run in half precision on a CPU, whose scratch is not known with channels last."""
 
-NOTE = (
-    f"compile: inductor is an estimate, within {WORST} % (median {MEDIAN} %) on {RUNS} real runs on a CPU: the graph "
-    "is torch's own, in one piece (fullgraph=True), what its kernels fuse is a rule"
-)
+RUNS = {WORST: 39, WORST_HALF_CONVOLUTIONS: 45}
+"""How many runs were within an error: all without such convolutions, and all."""
+
+
+def error_of(recipe: Recipe, model: nn.Module) -> int:
+    """By how many per cent the plan of a compiled run may be off, each way."""
+    is_half = recipe.precision != "fp32" and recipe.kernels != "cuda"
+    convolves = any(isinstance(module, _ConvNd) for module in all_modules(model))
+    return WORST_HALF_CONVOLUTIONS if is_half and convolves else WORST
+
+
+def note_of(error: int) -> str:
+    """What a plan that may be off by so many per cent says of itself."""
+    return (
+        f"compile: inductor is an estimate, within {error} % (median {MEDIAN} %) on {RUNS[error]} real runs on a CPU: "
+        "the graph is torch's own, in one piece (fullgraph=True), what its kernels fuse is a rule"
+    )
 
 
 def check_compiled(name: str, recipe: Recipe, model: nn.Module) -> None:
@@ -36,8 +51,6 @@ def _problems(recipe: Recipe, model: nn.Module) -> Iterator[str]:
     recurrent = next((module for module in all_modules(model) if isinstance(module, nn.RNNBase)), None)
     if recurrent is not None:
         yield f"torch.compile leaves layers as {type(recurrent).__name__} out of its graphs, which is not planned"
-    if recipe.precision in _AUTOCAST:
-        yield "autocast is not planned compiled (a real step took 9 % more): write bf16, or leave compile out"
     if recipe.steps != "none":
         yield "a step of several models is not planned compiled: leave steps or compile out"
     if not isinstance(recipe, Training):

@@ -11,29 +11,27 @@ Inductor computes pointwise operators in registers, inside of the kernel that ne
 
 A buffer goes after the last kernel that reads it. A fused kernel writes into one of the same size that goes then, as
 with `config.inplace_buffers`; inputs of the graph are only written into where they are `donated`, saved tensors that
-nobody else has. Kernels run in the order of the graph: Inductor may change that where it saves memory
-(`config.reorder_for_peak_memory`), and may fuse kernels beside each other, which saves nothing but small results.
+nobody else has, and never what a scatter has changed. For a CPU, fused kernels between two others are one function, all
+of whose buffers are made before it and go after it. `order` says in which order kernels run; what Inductor fuses beside
+each other is not known there, which moves some kernels of equal cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from operator import getitem
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from pytest_modelbudget.backends.torch.compat import OpOverload
 from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order
+from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep, StepKind, freed_together
 
 MOST_READS = 4
 MOST_SUMMANDS = 8
-
-StepKind = Literal["input", "view", "part", "kernel", "fused", "write"]
-"""An input, a view of memory that is there, one of several results, a kernel of its own, the end of a fused one, or of
-one that writes into what is there."""
 
 _RUNNING = ("kernel", "fused", "write")
 
@@ -47,33 +45,34 @@ _unsafe_masked_index"""
 """Operators that Inductor computes in the kernel that needs them, beside those that torch tags as pointwise."""
 
 _WITH_RESULT = """sum mean var var_mean std amax amin max min argmax argmin any all prod cumsum cumprod logcumsumexp
-cummax cummin norm linalg_vector_norm prepare_softmax_online index_put _unsafe_index_put
-_unsafe_masked_index_put_accumulate scatter scatter_add
-scatter_reduce index_add max_pool2d_with_indices _low_memory_max_pool_with_offsets
+cummax cummin norm linalg_vector_norm prepare_softmax_online max_pool2d_with_indices _low_memory_max_pool_with_offsets
 _low_memory_max_pool_offsets_to_indices"""
 """Operators whose operands are computed in their kernel, and whose results are in memory."""
+
+_SCATTERS = """index_put _unsafe_index_put _unsafe_masked_index_put_accumulate scatter scatter_add scatter_reduce
+index_add"""
+"""Operators that change what another kernel made: zeros, or a copy of their first operand."""
 
 
 def _names(written: str) -> frozenset[str]:
     return frozenset(f"{namespace}.{name}" for namespace in ("aten", "prims") for name in written.split())
 
 
-_FUSED = _names(_IN_REGISTERS), _names(_WITH_RESULT)
+_SCATTERING = _names(_SCATTERS)
+_IN_MEMORY = _names(_WITH_RESULT) | _SCATTERING
+_FUSED = _names(_IN_REGISTERS) | _IN_MEMORY
+
+_NEVER_FREED = ("primals_", "tangents_", "arg")
+"""How AOTAutograd names what a graph is given and Inductor does not let go of: all but saved tensors."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryStep:
-    """What one `node` does to memory: `written_over` goes before it, since it takes that place, `freed` after it."""
+def memory_steps(graph: Graph, donated: Collection[str] = (), *, cpu: bool = False) -> tuple[MemoryStep, ...]:
+    """What runs of `graph`, in order; `donated` are names of its inputs that nobody else has.
 
-    node: Node
-    kind: StepKind
-    freed: tuple[Node, ...] = ()
-    written_over: tuple[Node, ...] = ()
-
-
-def memory_steps(graph: Graph, donated: Collection[str] = ()) -> tuple[MemoryStep, ...]:
-    """What runs of `graph`, in order; `donated` are names of its inputs that nobody else has."""
-    return tuple(_Fusion(graph, donated).steps())
+    For a `cpu`, fused kernels that follow each other are one function of C++.
+    """
+    steps = tuple(_Fusion(graph, donated).steps())
+    return tuple(freed_together(steps)) if cpu else steps
 
 
 def donated_names(graph: Graph, output_count: int) -> frozenset[str]:
@@ -138,14 +137,23 @@ class _Fusion:
         writing = [node for node in kernels if self.kinds[node] == "write"]
         written_from = {part for node in writing for part in parts[node]}
         computing = tuple(node for node in kernels if self.kinds[node] != "write")
-        reads = {node: tuple(part for part in parts[node] if self.kinds[part] != "view") for node in computing}
-        held = {node for node in self.nodes if self.kinds[node] == "input" and node.name not in self.donated}
+        reads = {
+            node: tuple(dict.fromkeys(_with_changed(part for part in parts[node] if self.kinds[part] != "view")))
+            for node in computing
+        }
+        held = {
+            node
+            for node in self.nodes
+            if self.kinds[node] == "input" and (node.op != "placeholder" or node.name.startswith(_NEVER_FREED))
+        }
+        makes = {node: parts_of(node) for node in computing}
+        buffers = {*chain.from_iterable(makes.values()), *chain.from_iterable(reads.values())}
         flow = Dataflow(
             computing,
-            {node: parts_of(node) for node in computing},
+            makes,
             reads,
-            {node: _bytes(node) for node in self.nodes},
-            frozenset((*returned, *held, *written_from)),
+            {node: 0 if _changed_by(node) else _bytes(node) for node in buffers},
+            frozenset((*_with_changed(returned), *held, *written_from)),
         )
         return [*best_order(flow), *writing]
 
@@ -164,8 +172,9 @@ class _Fusion:
             elif self.kinds[node] == "kernel":
                 self.in_memory.add(node)
                 self.in_memory.update(map(self.root, node.all_input_nodes))
-            elif _name(node) in _FUSED[1]:
+            elif _name(node) in _IN_MEMORY:
                 self.in_memory.add(node)
+                self.in_memory.update(_changed_by(node))
         self.in_memory.update(map(self.root, self.outputs))
         reads: dict[Node, frozenset[Node]] = {}
         for node in self.nodes:
@@ -220,11 +229,29 @@ class _Fusion:
         return tuple(operands)
 
     def _written_into(self, node: Node, freed: Iterable[Node]) -> Node | None:
-        """What goes after the kernel ending in `node`, and is as large as its result."""
+        """What goes after the kernel ending in `node`, and is as large as its result; of a scatter, what it changes."""
+        if changed := _changed_by(node):
+            return next(iter(changed))
         return next((base for base in freed if self._may_go(base) and _size(base) == _size(node)), None)
 
     def _may_go(self, base: Node) -> bool:
-        return self.kinds[base] in ("kernel", "fused", "part") or base.name in self.donated
+        """Whether a fused kernel writes into `base`: not where it is what a scatter has changed."""
+        may_go = self.kinds[base] in ("kernel", "fused", "part") or base.name in self.donated
+        return may_go and _name(base) not in _SCATTERING
+
+
+def _changed_by(node: Node) -> tuple[Node, ...]:
+    """What nobody but a scatter reads, which it changes."""
+    target = node.args[0] if _name(node) in _SCATTERING else None
+    is_own = isinstance(target, Node) and _kind(target) == "fused" and len(target.users) == 1
+    return (target,) if is_own else ()
+
+
+def _with_changed(nodes: Iterable[Node]) -> Iterator[Node]:
+    """`nodes`, and after a scatter what it changed, which is the same memory."""
+    for node in nodes:
+        yield node
+        yield from _changed_by(node)
 
 
 def _size(node: Node) -> Any:
@@ -255,5 +282,5 @@ def _kind(node: Node) -> StepKind:
         return "write"
     if node.target.is_view:
         return "view"
-    is_fused = torch.Tag.pointwise in node.target.tags or any(name in names for names in _FUSED)
+    is_fused = torch.Tag.pointwise in node.target.tags or name in _FUSED
     return "fused" if is_fused else "kernel"

@@ -1,8 +1,9 @@
 """The order in which compiled kernels run: that of the graph, or one that needs less memory.
 
-Inductor tries a few orders (`config.reorder_for_peak_memory`) and takes the one with the lowest peak. Here it is the
-order of the graph or a greedy one ("least peak memory first"): of all kernels that can run, the next is one that does
-not raise the peak and leaves least, or else the one that takes least.
+Inductor estimates the peaks of four orders (`config.reorder_for_peak_memory`) and takes the lowest, of equal ones the
+first: that of the graph, a greedy one ("least peak memory first"), breadth first and depth first. The greedy order has
+room for what the graph gives back, and of kernels for which there is room takes the one that leaves least: a gradient
+that is cast to float32, and takes more than it frees, waits to the end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from itertools import chain
 from typing import Any
 
@@ -40,6 +42,10 @@ class Dataflow:
         maker = self.maker()
         return sum(size for buffer, size in self.sizes.items() if buffer not in maker and buffer not in self.kept)
 
+    def result_bytes(self) -> int:
+        """Bytes of what is made and stays."""
+        return sum(self.sizes[buffer] for buffer in self.maker() if buffer in self.kept)
+
     def made_bytes(self, kernel: Any) -> int:
         """Bytes of what `kernel` makes."""
         return sum(self.sizes[buffer] for buffer in self.makes[kernel])
@@ -50,10 +56,19 @@ class Dataflow:
         unread = [buffer for buffer in self.makes[kernel] if not remaining[buffer]]
         return sum(self.sizes[buffer] for buffer in (*last_read, *unread) if buffer not in self.kept)
 
+    def predecessors(self) -> dict[Any, set[Any]]:
+        """The kernels that each waits for."""
+        maker = self.maker()
+        return {
+            kernel: {maker[buffer] for buffer in self.reads[kernel] if buffer in maker and maker[buffer] != kernel}
+            for kernel in self.kernels
+        }
+
 
 def best_order(flow: Dataflow) -> tuple[Any, ...]:
     """The kernels of `flow`, as they run."""
-    return min((flow.kernels, greedy_order(flow)), key=lambda order: peak_of(flow, order))
+    orders = (flow.kernels, greedy_order(flow), breadth_first(flow), depth_first(flow))
+    return min(orders, key=lambda order: peak_of(flow, order))
 
 
 def peak_of(flow: Dataflow, order: Sequence[Any]) -> int:
@@ -70,32 +85,91 @@ def peak_of(flow: Dataflow, order: Sequence[Any]) -> int:
 
 def greedy_order(flow: Dataflow) -> tuple[Any, ...]:
     """Least peak memory first; of two kernels alike, the first in the order of the graph."""
-    maker, remaining = flow.maker(), flow.readers()
-    waits_for = {kernel: {maker[buffer] for buffer in flow.reads[kernel] if buffer in maker} for kernel in flow.kernels}
-    successors: dict[Any, list[Any]] = {kernel: [] for kernel in flow.kernels}
-    for kernel, predecessors in waits_for.items():
-        for predecessor in predecessors:
-            successors[predecessor].append(kernel)
+    remaining, waits_for = flow.readers(), flow.predecessors()
+    successors = _successors(waits_for)
     place = {kernel: index for index, kernel in enumerate(flow.kernels)}
+    made = {kernel: flow.made_bytes(kernel) for kernel in flow.kernels}
+    freed = {kernel: flow.freed_bytes(kernel, remaining) for kernel in flow.kernels}
+    readers: dict[Any, list[Any]] = {}
+    for kernel in flow.kernels:
+        for buffer in flow.reads[kernel]:
+            readers.setdefault(buffer, []).append(kernel)
     ready = {kernel for kernel, predecessors in waits_for.items() if not predecessors}
-    alive = peak = flow.given_bytes()
+    alive = flow.given_bytes()
+    peak = max(alive, flow.result_bytes())
     order = []
     while ready:
         room = peak - alive
-        changes = {kernel: (flow.made_bytes(kernel), flow.freed_bytes(kernel, remaining)) for kernel in ready}
-        ranks = {
-            kernel: (added if added > room else 0, added - freed, place[kernel])
-            for kernel, (added, freed) in changes.items()
-        }
-        kernel = min(ready, key=ranks.__getitem__)
-        added, freed = changes[kernel]
-        peak = max(peak, alive + added)
-        alive += added - freed
-        remaining.subtract(flow.reads[kernel])
+        kernel = min(
+            ready,
+            key=lambda kernel: (
+                made[kernel] if made[kernel] > room else 0,
+                made[kernel] - freed[kernel],
+                place[kernel],
+            ),
+        )
+        peak = max(peak, alive + made[kernel])
+        alive += made[kernel] - freed[kernel]
         order.append(kernel)
         ready.discard(kernel)
+        for buffer in flow.reads[kernel]:
+            remaining[buffer] -= 1
+            if remaining[buffer] == 1 and buffer not in flow.kept:
+                for reader in readers[buffer]:
+                    freed[reader] += flow.sizes[buffer]
         for successor in successors[kernel]:
             waits_for[successor].discard(kernel)
             if not waits_for[successor]:
                 ready.add(successor)
     return tuple(order)
+
+
+def breadth_first(flow: Dataflow) -> tuple[Any, ...]:
+    """Next is the kernel whose predecessors ran earliest."""
+    predecessors = flow.predecessors()
+    successors = _successors(predecessors)
+    missing = {kernel: len(before) for kernel, before in predecessors.items()}
+    place = {kernel: index for index, kernel in enumerate(flow.kernels)}
+    ready: list[tuple[list[int], int]] = [([], place[kernel]) for kernel in flow.kernels if not missing[kernel]]
+    heapify(ready)
+    turns: dict[Any, int] = {}
+    while ready:
+        kernel = flow.kernels[heappop(ready)[1]]
+        turns[kernel] = len(turns)
+        for successor in successors[kernel]:
+            missing[successor] -= 1
+            if not missing[successor]:
+                heappush(ready, (sorted(turns[before] for before in predecessors[successor]), place[successor]))
+    return tuple(turns)
+
+
+def depth_first(flow: Dataflow) -> tuple[Any, ...]:
+    """Each kernel after what it waits for; those first that read and make least."""
+    predecessors = flow.predecessors()
+    made = {buffer for buffers in flow.makes.values() for buffer in buffers}
+    place = {kernel: index for index, kernel in enumerate(flow.kernels)}
+    weight = {
+        kernel: flow.made_bytes(kernel)
+        + sum(flow.sizes[buffer] for buffer in flow.reads[kernel] if buffer in made or buffer not in flow.kept)
+        for kernel in flow.kernels
+    }
+    by_weight = sorted(flow.kernels, key=lambda kernel: (weight[kernel], place[kernel]))
+    rank = {kernel: index for index, kernel in enumerate(by_weight)}
+    order: dict[Any, None] = {}
+    pending = by_weight[::-1]
+    while pending:
+        kernel = pending[-1]
+        waiting = [before for before in predecessors[kernel] if before not in order]
+        if kernel in order or not waiting:
+            order.setdefault(pending.pop())
+        else:
+            pending += sorted(waiting, key=rank.__getitem__, reverse=True)
+    return tuple(order)
+
+
+def _successors(predecessors: Mapping[Any, set[Any]]) -> dict[Any, list[Any]]:
+    successors: dict[Any, list[Any]] = {kernel: [] for kernel in predecessors}
+    for kernel, before in predecessors.items():
+        for predecessor in before:
+            successors[predecessor].append(kernel)
+    return successors

@@ -10,7 +10,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from pytest_modelbudget.backends.torch.compat import tree_map_only
-from pytest_modelbudget.backends.torch.compiled.fusion import MemoryStep, memory_steps, parts_of, results_of
+from pytest_modelbudget.backends.torch.compiled.fusion import memory_steps, parts_of, results_of
+from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 
 Run = Callable[[list[Any]], list[Any]]
@@ -31,14 +32,15 @@ def runner(
     donated: Collection[str],
     at: At,
     *,
+    cpu: bool,
     reordered: Layout | None = None,
     fixed: Collection[str] = (),
 ) -> Run:
     """What runs `module` on meta, as AOTAutograd calls what was compiled: it empties the list that it is given.
 
-    What fused kernels leave is `reordered`, but for nodes of the names `fixed`.
+    It runs on a `cpu` or a GPU. What fused kernels leave is `reordered`, but for nodes of the names `fixed`.
     """
-    steps = memory_steps(module.graph, donated)
+    steps = memory_steps(module.graph, donated, cpu=cpu)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     constants = [node for node in module.graph.nodes if node.op == "get_attr"]
     results = results_of(module.graph)

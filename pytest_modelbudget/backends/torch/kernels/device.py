@@ -35,7 +35,7 @@ hinge_embedding_loss kl_div l1_loss layer_norm log log10 log1p log2 logsumexp ma
 multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow reciprocal rms_norm
 rsqrt sinh smooth_l1_loss soft_margin_loss softmin softplus renorm tan triplet_margin_loss"""
 _NAMESPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.linalg, torch.special, torch._VF)
-_READING_HALF = "cumprod cumsum prod sum softmax log_softmax"  # read half precision and write float32, without a copy
+_READING_HALF = "cumprod cumsum prod sum softmax log_softmax"  # on CUDA read half precision and write float32
 _GUESSED_VALUES = {
     torch.Tensor.item: 1.0,
     torch.Tensor.__float__: 1.0,
@@ -62,12 +62,14 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
 
     def __init__(self, cuda: bool) -> None:
         super().__init__()
+        self.cuda = cuda
         self._lower, self._full = _functions_named(_TO_HALF), _functions_named(_TO_FLOAT32)
         self._typed = _functions_named(_READING_HALF)
         self._rules: dict[Any, Callable[..., Any]] = {**_RULES, **(_CUDA_RULES if cuda else {})}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.on_cast: Callable[[torch.Tensor], None] = lambda tensor: None
         self.keeps_casts = True
+        self._casts = True
         self.guessing = False
 
     def __torch_function__(
@@ -80,13 +82,13 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
             kwargs = {**kwargs, "alpha": 1.0}
         if func is functional.multi_head_attention_forward:
             return self._run_python_body(func, args, kwargs)
-        if (dtype := autocast_dtype()) is not None:
+        if self._casts and (dtype := autocast_dtype()) is not None:
             if func in self._lower:
                 args, kwargs = self._cast_all(dtype, args), self._cast_all(dtype, kwargs)
             elif func in self._full:
                 args, kwargs = self._cast_all(torch.float32, args), self._cast_all(torch.float32, kwargs)
-            elif func in self._typed and args and _is_half(args[0]):
-                kwargs = {"dtype": torch.float32, **kwargs}
+            elif self.cuda and func in self._typed and args and _is_half(args[0]):
+                kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}  # functional.softmax says None
         if (rule := self._rules.get(func)) is not None and (out := rule(*args, **kwargs)) is not NotImplemented:
             return out
         return func(*args, **kwargs)
@@ -107,6 +109,27 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
             torch.set_autocast_enabled("cpu", saved[0])
             torch.set_autocast_dtype("cpu", saved[1])
             self._cast.clear()
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        """Inside, tensors are fake ones on the CPU, for which torch knows autocast: it casts what a CPU does.
+
+        What CUDA does is cast here, anew each time, as torch traces it.
+        """
+        enabled, saved = torch.is_autocast_enabled("cpu"), (self._casts, self.keeps_casts)
+        cuda = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        self._casts, self.keeps_casts = self.cuda, False
+        if self.cuda and enabled:
+            torch.set_autocast_dtype("cuda", torch.get_autocast_dtype("cpu"))
+            torch.set_autocast_enabled("cuda", True)
+            torch.set_autocast_enabled("cpu", False)
+        try:
+            yield
+        finally:
+            self._casts, self.keeps_casts = saved
+            torch.set_autocast_enabled("cpu", enabled)
+            torch.set_autocast_enabled("cuda", cuda[0])
+            torch.set_autocast_dtype("cuda", cuda[1])
 
     @contextmanager
     def no_autocast(self) -> Iterator[None]:

@@ -4,7 +4,8 @@ Kernels of pooling, interpolation and norms work in one order, with channels las
 (`suggest_memory_format` in torch); what lies otherwise is copied, a result too. So it stands in torch's sources below
 `aten/src/ATen/native`: `cpu/MaxPoolKernel.cpp`, `cpu/AvgPoolKernel.cpp`, `cpu/UpSampleKernel.cpp`, `SoftMax.cpp`,
 `layer_norm.cpp`, `group_norm.cpp`, `AveragePool3d.cpp`. Pointwise kernels take operands of one dtype
-(`TensorIterator.cpp`: on the CPU they are promoted by temporaries), sums those of the result's.
+(`TensorIterator.cpp`: on the CPU they are promoted by temporaries), sums those of the result's. Products of batches of
+matrices in bfloat16 are oneDNN's, which reads them one behind the other, plain or transposed (`mkldnn/Matmul.cpp`).
 """
 
 from __future__ import annotations
@@ -125,6 +126,13 @@ def _batch_norm_bytes(gradient: torch.Tensor, data: torch.Tensor, to_input: bool
     layout = suggested_format(data)
     in_order = all(tensor.is_contiguous(memory_format=layout) for tensor in (gradient, data))
     return _bytes(data) if to_input and in_order and suggested_format(gradient) == layout else 0
+
+
+def batched_product_bytes(*operands: torch.Tensor) -> int:
+    """The same for `aten.bmm` on a CPU with AVX-512; without it torch's own kernels read operands as they lie."""
+    if operands[0].dtype is not torch.bfloat16:
+        return 0
+    return sum(_bytes(tensor) for tensor in operands if not (tensor.is_contiguous() or tensor.mT.is_contiguous()))
 
 
 def _promoted_bytes(args: tuple[Any, ...], results: tuple[torch.Tensor, ...] = ()) -> int:

@@ -17,7 +17,7 @@ from pytest_modelbudget.backends.torch.kernels.convolutions import (
     convolution_workspace,
 )
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
-from pytest_modelbudget.backends.torch.kernels.operand_copies import copied_bytes
+from pytest_modelbudget.backends.torch.kernels.operand_copies import batched_product_bytes, copied_bytes
 from pytest_modelbudget.backends.torch.kernels.temporaries import temporary_bytes
 
 
@@ -42,6 +42,8 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         return convolution_workspace(cpu, args, out)
     if cpu and op == "aten.convolution_backward":
         return convolution_backward_workspace(cpu, args)
+    if cpu and op == "aten.bmm":
+        return batched_product_bytes(*args[:2]) if cpu.is_wide else 0
     return copied_bytes(op, args, out) + temporary_bytes(op, args, out) if cpu else 0
 
 

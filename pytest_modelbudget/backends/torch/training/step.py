@@ -19,7 +19,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
-from pytest_modelbudget.backends.torch.compiled.estimate import NOTE, WORST
+from pytest_modelbudget.backends.torch.compiled.estimate import error_of, note_of
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
@@ -169,8 +169,8 @@ class StepRecording:
                 self.fused_loss = FusedLoss(str(recipe.loss), self.head_of(str(recipe.loss), call, dispatcher))
             self.called = self.model
             if recipe.compile == "inductor":
-                self.called = CompiledModel(self.model, recorder.at, cpu=not self.on_cuda)
-                self.notes.append(NOTE)
+                self.called = CompiledModel(self.model, recorder.at, kernels)
+                self.notes.append(note_of(error_of(recipe, self.model)))
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(recipe, Training):
@@ -186,7 +186,7 @@ class StepRecording:
         notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
         memory_trace = replace(recorder.memory_trace(), notes=notes)
         if recipe.compile == "inductor":
-            memory_trace = replace(memory_trace, error_percent=WORST)
+            memory_trace = replace(memory_trace, error_percent=error_of(recipe, self.model))
         show_memory_trace(memory_trace, self.runnable.log)
         is_fused = isinstance(recipe, Training) and recipe.fused
         return memory_trace.without_temporaries("optimizer") if is_fused else memory_trace
