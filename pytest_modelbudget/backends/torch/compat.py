@@ -51,6 +51,10 @@ KNOWN_PIPELINES = torch.__version__ >= "2.14"
 """Whether what torch's stages and schedules of pipelines hold was compared with real ranks."""
 
 
+KNOWN_COMPILED = torch.__version__ >= "2.14"
+"""Whether what compiled steps hold was compared with real runs."""
+
+
 SHOWS_HIGHER_ORDER = torch.__version__ >= "2.9"
 """Whether a mode may see operators that take functions, as `flex_attention`, without a rule for it in each."""
 

@@ -105,7 +105,7 @@ PRIVATE: tuple[Private, ...] = (
     ),
     Private(
         "torch._functorch._aot_autograd.graph_compile", "_boxed_call", "compiled",
-        "what runs a graph lets go of its inputs", _NOT_COMPILED,
+        "what runs a graph lets go of its inputs", _NOT_COMPILED, since="2.14",
     ),
     Private("torch.utils._pytree", "tree_flatten tree_unflatten", "compiled", "arguments are inputs of the graph"),
     Private(
@@ -120,7 +120,7 @@ PRIVATE: tuple[Private, ...] = (
     Private(
         "torch.Tensor", "_indices _values", "meta model", "sparse tensors that are not coalesced have no public ones",
     ),
-    Private("torch.UntypedStorage", "_cdata", "distributed model", "which tensors share memory"),
+    Private("torch.UntypedStorage", "_cdata", "distributed memory model", "which tensors share memory"),
     Private("torch._C", "TensorBase StorageBase", "model", "what tensors say of their device before it is patched"),
     Private(
         "torch.nn.Module", "_modules _parameters _buffers _forward_hooks _forward_pre_hooks",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
@@ -22,10 +23,15 @@ RUNS = {WORST: 39, WORST_HALF_CONVOLUTIONS: 45}
 """How many runs were within an error: all without such convolutions, and all."""
 
 
+_CONVOLUTIONS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+
 def error_of(recipe: Recipe, model: nn.Module) -> int:
     """By how many per cent the plan of a compiled run may be off, each way."""
     is_half = recipe.precision != "fp32" and recipe.kernels != "cuda"
-    convolves = any(isinstance(module, _ConvNd) for module in all_modules(model))
+    convolves = any(isinstance(module, _CONVOLUTIONS) for module in all_modules(model))
     return WORST_HALF_CONVOLUTIONS if is_half and convolves else WORST
 
 
@@ -48,6 +54,8 @@ def check_compiled(name: str, recipe: Recipe, model: nn.Module) -> None:
 
 
 def _problems(recipe: Recipe, model: nn.Module) -> Iterator[str]:
+    if not compat.KNOWN_COMPILED:
+        yield f"graphs of torch {torch.__version__} were not looked at: update to 2.14 or later"
     recurrent = next((module for module in all_modules(model) if isinstance(module, nn.RNNBase)), None)
     if recurrent is not None:
         yield f"torch.compile leaves layers as {type(recurrent).__name__} out of its graphs, which is not planned"
