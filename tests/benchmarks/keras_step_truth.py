@@ -4,7 +4,7 @@ Models are those of Keras on its backend; on TensorFlow those of tf_keras and `t
 
 The truth on TensorFlow is what is held (weights, optimizer, inputs, targets, counted) plus the high-water mark of memory
 (VmHWM) of a step with Adam, or of a pass without gradients, above what was there: the lowest and the highest of six, after
-two to warm up; a plan between them is right. Every allocation of 16 KB and more is a mapping of its own: each model runs in
+two to warm up; a plan between them is right. Every allocation of a page and more is a mapping of its own: each model runs in
 a process of its own with `mapped_malloc.c` preloaded, for which a C compiler is needed. glibc's own threshold does not do:
 its heap hands out first what it has free, which was there before (MobileNetV2 came 43 MiB too low). The truth contains what
 kernels and the allocator take. On torch what is beside what is held is the sum of the
