@@ -79,7 +79,10 @@ class _Trials:
         return fit is not None and fit.verdict == "fits"
 
     def added(self, changes: Iterable[Change]) -> list[Change]:
-        """The changes up to the one with which the run fits, but those that it cannot be planned with; else none."""
+        """The changes up to the one with which the run fits, but those that it cannot be planned with; else none.
+
+        A change with which it needs more than without is left out, too: a later one may do alone.
+        """
         taken: list[Change] = []
         for change in changes:
             if (combined := self._planned_with(taken, change)) is not None:
@@ -95,9 +98,14 @@ class _Trials:
         if self._is_too_large(combined := [*taken, change]):
             return combined  # it is planned with what is added until the run fits
         for rest in (taken, *([other for other in taken if other is not excluded] for excluded in reversed(taken))):
-            if self._recorded(combined := [*rest, change]) is not None:
-                return combined
+            if (fit := self._recorded(combined := [*rest, change])) is not None:
+                return None if self._raises(fit, rest) else combined
         return None
+
+    def _raises(self, fit: Fit, changes: Sequence[Change]) -> bool:
+        """Whether a run needs more than that with `changes`, where both are known."""
+        before = self._fits.get(describe(_applied(self._recipe, changes)))
+        return before is not None and (fit.high or 0) > (before.high or 0) > 0
 
     def _is_too_large(self, changes: Sequence[Change]) -> bool:
         """Whether what the run holds all the time leaves no room: it needs no recording."""

@@ -124,6 +124,15 @@ def test_what_its_states_alone_fill_is_not_recorded(capacity: int) -> None:
     assert way.tried == len(recorded) <= unhurried.tried
 
 
+def test_a_change_that_raises_the_need_hides_none_that_does() -> None:
+    """Autocast takes more here, and a gentler change than half precision fits without it alone."""
+
+    def fit_of(recipe: Recipe) -> Fit:
+        return Fit("card", 1700, bytes_of(recipe) + (2000 if recipe.precision == "bf16-mixed" else 0))
+
+    assert cheapest_way(Training(), "card", fit_of).changes == ("optimizer: adamw-8bit",)
+
+
 def test_changes_that_exclude_each_other() -> None:
     """Where an optimizer cannot be sharded and nothing but both would do, the dearest that goes together is found."""
 
