@@ -113,9 +113,8 @@ class CountsActivations(Protocol):
     Its `summarize` takes one more argument, `activations`: whether they are asked for (by itself yes).
     """
 
-    def activations_on_request(self) -> bool:
-        """Whether they are counted where a limit or a recipe asks for them alone."""
-        ...
+    ACTIVATIONS_ON_REQUEST: bool
+    """Whether they are counted where a limit or a recipe asks for them alone."""
 
 
 class Tracing(Protocol):

@@ -94,7 +94,7 @@ class CountedModel:
 
     def _activations(self) -> dict[str, object]:
         """Whether the activations are asked for, for a framework that does not count them by itself."""
-        if not (hasattr(self.owner, "activations_on_request") and self.owner.activations_on_request()):
+        if not getattr(self.owner, "ACTIVATIONS_ON_REQUEST", False):
             return {}
         limited = any(budget.metric == "activation_bytes" for budget in self.entry.parsed_budgets)
         return {"activations": limited or any(isinstance(recipe, Training) for recipe in self.entry.recipes)}

@@ -42,9 +42,9 @@ from pytest_modelbudget.planner import Recipe
 from pytest_modelbudget.summary import Layer, Plan, Summary, TensorSpec
 
 __all__ = [
+    "ACTIVATIONS_ON_REQUEST",
     "FRAMEWORK",
     "abstract",
-    "activations_on_request",
     "global_state_restored",
     "is_class",
     "owns",
@@ -53,6 +53,9 @@ __all__ = [
 ]
 
 FRAMEWORK = "keras"
+
+ACTIVATIONS_ON_REQUEST = True
+"""To differentiate the layers takes longer than all else that is counted; see `CountsActivations`."""
 
 _UNCALLED_NOTE = (
     "without inputs the model was not called: shapes, connections, calls, FLOPs and activation_bytes are not known, "
@@ -99,11 +102,6 @@ def summarize(
         fresh = built_here and not is_from_file(model)
         names = {} if fresh else labels.live_labels(model)
         return _KerasSummaryBuilder(model, name, sizes, names, activations).summary(inputs, built_here)
-
-
-def activations_on_request() -> bool:
-    """Yes: to differentiate the layers takes longer than all else that is counted; see `CountsActivations`."""
-    return True
 
 
 def plan(

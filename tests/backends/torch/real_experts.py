@@ -6,8 +6,6 @@ ranks of their experts by their values; the router chooses experts in turn, so t
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -142,15 +140,15 @@ CASES = {
 
 def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
     Routed.choose = lambda self, scores: in_turn(scores)
-    real_ranks.CASES.update(CASES)
-    real_ranks.INPUTS.update(dict.fromkeys(CASES, lambda: torch.zeros(2, TOKENS, dtype=torch.int64)))
+    return measured_on_tokens(CASES, ranks, cases)
+
+
+def measured_on_tokens(known: dict[str, Any], ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
+    """What `real_ranks` measures of `cases` of those `known`, whose models take ids `(2, TOKENS)`."""
+    real_ranks.CASES.update(known)
+    real_ranks.INPUTS.update(dict.fromkeys(known, lambda: torch.zeros(2, TOKENS, dtype=torch.int64)))
     return {case: real_ranks.measure(case, ranks) for case in cases}
 
 
-def main() -> None:
-    first_rank, *_ = real_ranks.on_ranks(_measured, int(sys.argv[1]), sys.argv[2:])
-    print(json.dumps(first_rank))
-
-
 if __name__ == "__main__":
-    main()
+    real_ranks.main(_measured)

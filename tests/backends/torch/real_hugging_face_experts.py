@@ -6,8 +6,6 @@ The model shares itself out as `from_pretrained(distributed_config=...)` has it 
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from tests.backends.torch import real_ranks
-from tests.backends.torch.real_experts import CHOSEN, EXPERTS, INNER, TOKENS
+from tests.backends.torch.real_experts import CHOSEN, EXPERTS, INNER, measured_on_tokens
 from tests.backends.torch.real_ranks import VOCABULARY, WIDTH
 
 LAYERS = 2
@@ -69,15 +67,8 @@ _by_scores = MixtralTopKRouter.forward
 
 def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, dict[str, int]]:
     MixtralTopKRouter.forward = _in_turn
-    real_ranks.CASES.update(CASES)
-    real_ranks.INPUTS.update(dict.fromkeys(CASES, lambda: torch.zeros(2, TOKENS, dtype=torch.int64)))
-    return {case: real_ranks.measure(case, ranks) for case in cases}
-
-
-def main() -> None:
-    first_rank, *_ = real_ranks.on_ranks(_measured, int(sys.argv[1]), sys.argv[2:])
-    print(json.dumps(first_rank))
+    return measured_on_tokens(CASES, ranks, cases)
 
 
 if __name__ == "__main__":
-    main()
+    real_ranks.main(_measured)

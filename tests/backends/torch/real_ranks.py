@@ -387,8 +387,9 @@ def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, dict[str, in
     return {case: measure(case, ranks) for case in cases}
 
 
-def main() -> None:
-    first_rank, *_ = on_ranks(_measured, int(sys.argv[1]), sys.argv[2:])
+def main(measure_cases: Callable[[int, int, list[str]], Any] = _measured) -> None:
+    """Print what the first of the ranks measured that are asked for on the command line."""
+    first_rank, *_ = on_ranks(measure_cases, int(sys.argv[1]), sys.argv[2:])
     print(json.dumps(first_rank))
 
 
