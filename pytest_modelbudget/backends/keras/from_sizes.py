@@ -103,7 +103,7 @@ def run_graph(graph: Any, inputs: list[Any], run: RunCall) -> Any:
     for node in private.graph_calls(graph):
         if all(id(tensor) in values for tensor in node.input_tensors):
             outputs = run(node.operation, *private.call_arguments(node, values))
-            made = keras.tree.flatten(outputs) if isinstance(outputs, (list, tuple, dict)) else [outputs]
-            values.update(zip(map(id, node.outputs), made, strict=False))
+            flat_outputs = keras.tree.flatten(outputs) if isinstance(outputs, (list, tuple, dict)) else [outputs]
+            values.update(zip(map(id, node.outputs), flat_outputs, strict=False))
     outputs = private.in_output_structure(graph, [values[id(tensor)] for tensor in graph.outputs])
     return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs

@@ -169,8 +169,8 @@ class _CallTracer:
         return None if result is None else self._note(target, args, kwargs, *result)
 
     def _note(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any, own: FlopsCount) -> Any:
-        made = (outputs,) if isinstance(outputs, keras.KerasTensor) else tuple(keras_tensors_in(outputs))
-        self.calls.append(LayerCall(target, tuple(self.inside), self.times, args, kwargs, outputs=made, own=own))
+        tensors = (outputs,) if isinstance(outputs, keras.KerasTensor) else tuple(keras_tensors_in(outputs))
+        self.calls.append(LayerCall(target, tuple(self.inside), self.times, args, kwargs, outputs=tensors, own=own))
         return outputs
 
     def follow(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -88,7 +88,7 @@ def greedy_order(flow: Dataflow) -> tuple[Any, ...]:
     remaining, waits_for = flow.readers(), flow.predecessors()
     successors = _successors(waits_for)
     place = {kernel: index for index, kernel in enumerate(flow.kernels)}
-    made = {kernel: flow.made_bytes(kernel) for kernel in flow.kernels}
+    output_bytes = {kernel: flow.made_bytes(kernel) for kernel in flow.kernels}
     freed = {kernel: flow.freed_bytes(kernel, remaining) for kernel in flow.kernels}
     readers: dict[Any, list[Any]] = {}
     for kernel in flow.kernels:
@@ -103,13 +103,13 @@ def greedy_order(flow: Dataflow) -> tuple[Any, ...]:
         kernel = min(
             ready,
             key=lambda kernel: (
-                made[kernel] if made[kernel] > room else 0,
-                made[kernel] - freed[kernel],
+                output_bytes[kernel] if output_bytes[kernel] > room else 0,
+                output_bytes[kernel] - freed[kernel],
                 place[kernel],
             ),
         )
-        peak = max(peak, alive + made[kernel])
-        alive += made[kernel] - freed[kernel]
+        peak = max(peak, alive + output_bytes[kernel])
+        alive += output_bytes[kernel] - freed[kernel]
         order.append(kernel)
         ready.discard(kernel)
         for buffer in flow.reads[kernel]:
@@ -146,11 +146,11 @@ def breadth_first(flow: Dataflow) -> tuple[Any, ...]:
 def depth_first(flow: Dataflow) -> tuple[Any, ...]:
     """Each kernel after what it waits for; those first that read and make least."""
     predecessors = flow.predecessors()
-    made = {buffer for buffers in flow.makes.values() for buffer in buffers}
+    outputs = {buffer for buffers in flow.makes.values() for buffer in buffers}
     place = {kernel: index for index, kernel in enumerate(flow.kernels)}
     weight = {
         kernel: flow.made_bytes(kernel)
-        + sum(flow.sizes[buffer] for buffer in flow.reads[kernel] if buffer in made or buffer not in flow.kept)
+        + sum(flow.sizes[buffer] for buffer in flow.reads[kernel] if buffer in outputs or buffer not in flow.kept)
         for kernel in flow.kernels
     }
     by_weight = sorted(flow.kernels, key=lambda kernel: (weight[kernel], place[kernel]))

@@ -98,33 +98,33 @@ def _gathered_places(shape: ConvolutionShape, channels: int) -> int:
     return _HALF * THREADS * _blocks(channels) * _LANES * prod(shape.windows) + _ALIGNED
 
 
-def _pointwise_sums(shape: ConvolutionShape, read: int, made: int) -> int:
+def _pointwise_sums(shape: ConvolutionShape, in_blocks: int, out_blocks: int) -> int:
     """The sums of a pointwise one that reads and makes so many blocks of channels, for each thread.
 
     `init_conf` and `init_scratchpad` of the 1x1 kernel.
     """
     places = prod(shape.windows)
-    at_once = _places_at_once(shape, made * _LANES)
+    at_once = _places_at_once(shape, out_blocks * _LANES)
     runs = most_of(places, at_once)
-    is_small = _HALF * shape.batch * places * read * _LANES < 8_192 and runs * made < THREADS
-    weights = read * made * _LANES**2
-    if shape.batch < THREADS and runs * made > THREADS:
-        splits_made = _is_cheaper_split(shape, read, made, at_once)
+    is_small = _HALF * shape.batch * places * in_blocks * _LANES < 8_192 and runs * out_blocks < THREADS
+    weights = in_blocks * out_blocks * _LANES**2
+    if shape.batch < THREADS and runs * out_blocks > THREADS:
+        splits_out_blocks = _is_cheaper_split(shape, in_blocks, out_blocks, at_once)
     else:
-        splits_made = shape.batch * runs < THREADS
+        splits_out_blocks = shape.batch * runs < THREADS
     if (places <= 64 and weights >= _CACHE) or (
-        places <= 49 and shape.batch <= THREADS and made * _LANES > 512 and made // read >= 4
+        places <= 49 and shape.batch <= THREADS and out_blocks * _LANES > 512 and out_blocks // in_blocks >= 4
     ):
-        splits_made = True
+        splits_out_blocks = True
     threads = 1 if is_small else THREADS
-    of_each = most_of(made, threads if splits_made else 1) * _LANES
+    of_each = most_of(out_blocks, threads if splits_out_blocks else 1) * _LANES
     return FLOAT * threads * runs * at_once * of_each + _ALIGNED
 
 
-def _places_at_once(shape: ConvolutionShape, made: int) -> int:
+def _places_at_once(shape: ConvolutionShape, out_channels: int) -> int:
     """Places whose sums stay in registers together."""
     places, rows = prod(shape.windows), prod(shape.windows[:-1])
-    most, least = (6, 5) if 128 < made < 256 and 10 < rows < 28 else (9, 6)
+    most, least = (6, 5) if 128 < out_channels < 256 and 10 < rows < 28 else (9, 6)
     for count in range(most, least - 1, -1):
         if (rows if rows >= 14 else places) % count == 0:
             return count
@@ -137,16 +137,16 @@ def _places_at_once(shape: ConvolutionShape, made: int) -> int:
     return best
 
 
-def _is_cheaper_split(shape: ConvolutionShape, read: int, made: int, at_once: int) -> bool:
+def _is_cheaper_split(shape: ConvolutionShape, in_blocks: int, out_blocks: int, at_once: int) -> bool:
     """Whether the threads share what a single sample makes by its channels, not its places."""
     runs = most_of(prod(shape.windows), at_once)
 
     def cost(blocks: int, runs: int, moved_weighs: float) -> float:
         return 0.01 * runs * at_once * blocks * _LANES + moved_weighs * (runs * at_once + blocks * _LANES)
 
-    by_places = cost(made, most_of(runs, THREADS), 1.3)
-    by_channels = cost(most_of(made, THREADS), shape.batch * runs, 1.0)
-    is_first = made * _LANES > shape.batch * prod(shape.windows)
+    by_places = cost(out_blocks, most_of(runs, THREADS), 1.3)
+    by_channels = cost(most_of(out_blocks, THREADS), shape.batch * runs, 1.0)
+    is_first = out_blocks * _LANES > shape.batch * prod(shape.windows)
     return by_channels <= by_places if is_first else by_channels < by_places
 
 
@@ -244,9 +244,9 @@ class _Planes:
         """What threads move that have such shares: `balance`."""
         shape, taps = self.shape, prod(self.shape.kernel)
         read = _HALF * shape.batch * self.channels * self.lanes * self.data
-        made = _HALF * shape.batch * self.filters * _LANES * self.result
+        written = _HALF * shape.batch * self.filters * _LANES * self.result
         weights = FLOAT * self.filters * _LANES * self.channels * self.lanes * taps
-        weights_weigh, ratio = 0.5 * (read + made) / weights, self.filters / self.channels
+        weights_weigh, ratio = 0.5 * (read + written) / weights, self.filters / self.channels
         input_weighs = max(1 / ratio, 1.0) * (4 if weights_weigh < 1 else 1)
         part = most_of(self.samples, shares.samples) * shape.batch / self.samples
         channels = most_of(self.channels, shares.channels) * self.lanes

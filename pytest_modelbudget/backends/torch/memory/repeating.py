@@ -136,9 +136,9 @@ class RepeatingRecorder(Recorder):
         )  # fmt: skip
         freed_after = tuple([number - first for number in self._freed if number >= first])
         template = self._template(result, first)
-        made = {number for event in relative for number, size in event.made if size}
+        allocated = {number for event in relative for number, size in event.made if size}
         gone = {number for event in relative for number in event.freed} | set(freed_after)
-        if not made - gone <= {part.storage for part in template if type(part) is _Result}:
+        if not allocated - gone <= {part.storage for part in template if type(part) is _Result}:
             raise NotComparable("it left something behind")
         sums = [
             (index - first_event, own(made_number), own(operand))

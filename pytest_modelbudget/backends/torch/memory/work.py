@@ -36,18 +36,18 @@ _COMPLEX = {torch.complex32: torch.float16, torch.complex64: torch.float32, torc
 class NotedWork:
     """What a stretch of a run had to do: how `Traffic` was told of it, and operators without a FLOP rule."""
 
-    told: tuple[tuple[str, Any, tuple[tuple[Operand, ...], ...]], ...]
+    operators: tuple[tuple[str, Any, tuple[tuple[Operand, ...], ...]], ...]
     uncounted: tuple[tuple[str, int], ...]
 
     def renumbered(self, number: Callable[[int], int], path: str) -> NotedWork:
         """The same of the module at `path`, with other numbers for its storages."""
-        told = [
+        operators = [
             (call, replace(what, path=path) if isinstance(what, Work) else what, tuple(
                 [tuple([Operand(number(operand.storage), *operand[1:]) for operand in group]) for group in groups]
             ))
-            for call, what, groups in self.told
+            for call, what, groups in self.operators
         ]  # fmt: skip
-        return NotedWork(tuple(told), self.uncounted)
+        return NotedWork(tuple(operators), self.uncounted)
 
 
 class WorkRecorder:
@@ -58,7 +58,7 @@ class WorkRecorder:
         self._convolutions = ComplexConvolutions()
         self._traffic = Traffic()
         self.uncounted: dict[str, int] = {}
-        self._told: list[tuple[str, Any, tuple[tuple[Operand, ...], ...]]] | None = None
+        self._noted: list[tuple[str, Any, tuple[tuple[Operand, ...], ...]]] | None = None
         self._uncounted_before: dict[str, int] = {}
 
     @contextmanager
@@ -72,25 +72,25 @@ class WorkRecorder:
 
     def begin_noting(self) -> None:
         """What comes next is to be noted again later: see `noted`."""
-        self._told, self._uncounted_before = [], dict(self.uncounted)
+        self._noted, self._uncounted_before = [], dict(self.uncounted)
 
     def noted(self) -> NotedWork:
         """What was noted since."""
-        told, self._told = tuple(self._told or ()), None
+        operators, self._noted = tuple(self._noted or ()), None
         calls = {name: calls - self._uncounted_before.get(name, 0) for name, calls in self.uncounted.items()}
-        return NotedWork(told, tuple((name, count) for name, count in calls.items() if count))
+        return NotedWork(operators, tuple((name, count) for name, count in calls.items() if count))
 
     def note_again(self, work: NotedWork) -> None:
         """The same happens once more."""
-        for call, what, operands in work.told:
+        for call, what, operands in work.operators:
             getattr(self._traffic, call)(what, *operands)
         for name, calls in work.uncounted:
             self.uncounted[name] = self.uncounted.get(name, 0) + calls
 
     def _tell(self, call: str, what: Work | Phase, *operands: list[Operand]) -> None:
-        if self._told is not None:
+        if self._noted is not None:
             unread = replace(what) if isinstance(what, Work) else what  # `Traffic` adds to it
-            self._told.append((call, unread, tuple(map(tuple, operands))))
+            self._noted.append((call, unread, tuple(map(tuple, operands))))
         getattr(self._traffic, call)(what, *operands)
 
     def finished(self) -> tuple[Work, ...]:
