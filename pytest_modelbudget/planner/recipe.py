@@ -30,13 +30,19 @@ Routing = Literal["balanced", "one-rank"]
 """How many tokens the experts of one of several ranks get: as many as those of any other, or all there are."""
 
 KERAS_OPTIMIZERS = ("adadelta", "adamax", "ftrl", "lamb", "lion", "nadam")
-"""Optimizers that are known by name for Keras models, and all but `ftrl` for JAX models; for torch models `lion`."""
+"""Optimizers known by name for Keras models; JAX models have all but `ftrl`, torch models all but `ftrl` and `lamb`."""
 
 OPTAX_OPTIMIZERS = ("novograd",)
 """Optimizers that are known by name for JAX models alone."""
 
+BITSANDBYTES_OPTIMIZERS = (
+    "adam-8bit", "adamw-8bit", "lion-8bit", "ademamix-8bit", "paged-adam-8bit", "paged-adamw-8bit", "paged-lion-8bit",
+    "paged-ademamix-8bit", "paged-adam", "paged-adamw", "paged-lion", "paged-ademamix", "ademamix",
+)  # fmt: skip
+"""Optimizers of bitsandbytes: with states of a byte (`-8bit`) or of float32, in unified memory (`paged-`) or not."""
+
 TORCH_OPTIMIZERS = (
-    "adamw-8bit", "adamw-4bit", "paged-adamw-8bit", "lion-8bit", "adam-mini", "adopt", "sophia", "galore",
+    "radam", "rprop", "asgd", *BITSANDBYTES_OPTIMIZERS, "adamw-4bit", "adam-mini", "adopt", "sophia", "galore",
     "apollo", "apollo-mini", "lomo",
 )  # fmt: skip
 """Optimizers that are known by name for torch models alone."""

@@ -113,8 +113,11 @@ def _check_count(least: int, meaning: str) -> Key:
 
 def _check_reference(*names: str) -> Key:
     mistake = f"write {', '.join(names)} or module:callable"
-    schema = {"anyOf": [{"enum": list(names)}, REFERENCE]}
-    return Key(lambda value: ("" if _is_reference(value, names) else mistake, value), schema)
+
+    def read(value: Any) -> tuple[str, Any]:
+        return ("" if _is_reference(value, names) else mistake + did_you_mean(value, names)), value
+
+    return Key(read, {"anyOf": [{"enum": list(names)}, REFERENCE]})
 
 
 def _check_flag() -> Key:

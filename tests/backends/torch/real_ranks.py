@@ -187,7 +187,7 @@ def fsdp1(model: nn.Module, ranks: int, **options: Any) -> nn.Module:
         return state
 
     fully_sharded_data_parallel._init_device_handle = on_cpu
-    blocks = set(model.layers)
+    blocks = set(getattr(model, "layers", model))
     policy = partial(lambda_auto_wrap_policy, lambda_fn=lambda module: module in blocks)
     return FullyShardedDataParallel(model, auto_wrap_policy=policy, use_orig_params=True, **options)
 
@@ -238,6 +238,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, int], nn.Mo
     "zero2": (Transformer, zero2),
     "fsdp1": (Transformer, fsdp1),
     "fsdp1, mixed precision": (Transformer, fsdp1_mixed),
+    "fsdp1, all in blocks": (wide, fsdp1),
     "ddp, uneven": (wide, ddp),
 }
 

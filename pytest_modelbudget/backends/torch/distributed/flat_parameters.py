@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.torch.model.meta_tensors import META
 
 
 def shard_flat(model: nn.Module, blocks: list[nn.Module], group: Any, half: torch.dtype | None) -> nn.Module:
@@ -54,6 +55,7 @@ def flat_parameters_on_meta(device: Any) -> Iterator[None]:
         for owner, name, replacement in (
             (fully_sharded_data_parallel, "_init_device_handle", init_device_handle),
             (_init_utils, "_need_to_materialize_module", lambda *_: (False, False)),
+            (_init_utils, "_get_compute_device", lambda *_: META),  # of a root without parameters torch asks for a GPU
             (_common_utils._FSDPDeviceHandle, "from_device", lambda *_: device),
             (_flat_param, "_no_dispatch_record_stream", lambda *_: None),
             (_runtime_utils, "_no_dispatch_record_stream", lambda *_: None),

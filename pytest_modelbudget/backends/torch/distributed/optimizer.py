@@ -18,13 +18,11 @@ from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
+from pytest_modelbudget.planner.recipe import BITSANDBYTES_OPTIMIZERS
 
 _ELEMENTWISE = frozenset(
-    {
-        "adamw", "adam", "sgd", "adagrad", "rmsprop", "adamw-8bit", "paged-adamw-8bit", "adamw-4bit", "lion",
-        "lion-8bit", "adopt", "sophia",
-    }
-)  # fmt: skip
+    ("adamw", "adam", "sgd", "adagrad", "rmsprop", *BITSANDBYTES_OPTIMIZERS, "adamw-4bit", "lion", "adopt", "sophia")
+)
 UNSHARDED = frozenset({"adam-mini", "galore", "apollo", "apollo-mini", "lomo"})
 """Optimizers that look at whole matrices, whose published code has no plan for parts of them."""
 

@@ -21,10 +21,15 @@ from pytest_modelbudget.backends.torch.training.published_optimizers import (
     linear_weights,
     names_of,
 )
-from pytest_modelbudget.backends.torch.training.quantized_optimizers import AdamW4bit, Bitsandbytes
+from pytest_modelbudget.backends.torch.training.quantized_optimizers import (
+    AdamW4bit,
+    Bitsandbytes,
+    BitsandbytesAdEMAMix,
+    BitsandbytesLion,
+)
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
-from pytest_modelbudget.planner.recipe import KERAS_OPTIMIZERS, OPTAX_OPTIMIZERS
+from pytest_modelbudget.planner.recipe import BITSANDBYTES_OPTIMIZERS, KERAS_OPTIMIZERS, OPTAX_OPTIMIZERS
 from pytest_modelbudget.planner.references import imported
 
 _TORCH_OPTIMIZERS = {
@@ -35,6 +40,12 @@ _TORCH_OPTIMIZERS = {
     "rmsprop": "RMSprop",
     "adafactor": "Adafactor",
     "muon": "Muon",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+    "adamax": "Adamax",
+    "adadelta": "Adadelta",
+    "rprop": "Rprop",
+    "asgd": "ASGD",
 }
 
 
@@ -101,9 +112,13 @@ def _low_rank(kind: Callable[..., Any], **defaults: Any) -> _Make:
     return make
 
 
-def _paged(params: list[nn.Parameter], options: dict[str, Any], recipe: Training, model: nn.Module) -> Any:
+def _bitsandbytes(name: str) -> _Make:
     """On a CPU bitsandbytes has no paged states, and makes plain ones."""
-    return Bitsandbytes(params, **options, states=2, paged=recipe.kernels == "cuda")
+    kind = _OF_BITSANDBYTES[name.removeprefix("paged-").removesuffix("-8bit")]
+    paged, bits = name.startswith("paged-"), 8 if name.endswith("-8bit") else 32
+    return lambda params, options, recipe, model: kind(
+        params, bits=bits, paged=paged and recipe.kernels == "cuda", **options
+    )
 
 
 def _adopt(params: list[nn.Parameter], options: dict[str, Any], recipe: Training, model: nn.Module) -> Any:
@@ -111,10 +126,15 @@ def _adopt(params: list[nn.Parameter], options: dict[str, Any], recipe: Training
     return Adopt(params, **options, foreach=foreach)
 
 
+_OF_BITSANDBYTES: dict[str, type[Bitsandbytes]] = {
+    "adam": Bitsandbytes,
+    "adamw": Bitsandbytes,
+    "lion": BitsandbytesLion,
+    "ademamix": BitsandbytesAdEMAMix,
+}
+
 _PUBLISHED_OPTIMIZERS: dict[str, _Make] = {
-    "adamw-8bit": _plain(Bitsandbytes, states=2),
-    "lion-8bit": _plain(Bitsandbytes, states=1),
-    "paged-adamw-8bit": _paged,
+    **{name: _bitsandbytes(name) for name in BITSANDBYTES_OPTIMIZERS},
     "adamw-4bit": lambda params, options, recipe, model: AdamW4bit(params, **options, on_cpu=recipe.kernels != "cuda"),
     "lion": _plain(Lion),
     "adopt": _adopt,

@@ -12,11 +12,11 @@ from pytest_modelbudget.backends.torch.training.published_optimizers import Publ
 
 
 class Bitsandbytes(PublishedOptimizer):
-    """An optimizer of bitsandbytes with states of 8 bits, as in Dettmers et al. 2022 (arXiv 2110.02861).
+    """Adam or AdamW of bitsandbytes with states of 8 or 32 bits, as in Dettmers et al. 2022 (arXiv 2110.02861).
 
-    Each of `states` has a byte for each element and a float32 for each block of 256; tensors of fewer than 4,096
-    elements keep float32 states. The table of the 256 values of each state is there once. The update is one kernel
-    without temporaries.
+    Each state holds as many averages as `STATES` says, with 8 `bits` as a byte for each element and a float32 for each
+    block of 256; tensors of fewer than 4,096 elements keep float32 states. The table of the 256 values of each state is
+    there once. The update is one kernel without temporaries.
 
     `paged` states of tensors of 100,000 elements and more are in unified memory, which is not torch's: it holds them on
     the device while there is room, else on the host. They are in `unified_bytes`.
@@ -24,28 +24,45 @@ class Bitsandbytes(PublishedOptimizer):
 
     BLOCK, SMALL, PAGED = 256, 4_096, 100_000
     TABLE = 256
+    STATES: tuple[int, ...] = (1, 1)
 
-    def __init__(self, params: Iterable[Any], *, states: int, paged: bool = False, **options: Any) -> None:
+    def __init__(self, params: Iterable[Any], *, bits: int, paged: bool, **options: Any) -> None:
         super().__init__(params, **options)
-        self._states, self._paged = states, paged
+        self._bits, self._paged = bits, paged
         self._tables: list[torch.Tensor] = []
 
     def update(self, param: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], names: Any) -> None:
         """See `PublishedOptimizer.update`."""
         if state:
             return
-        small = param.numel() < self.SMALL
-        if not small and not self._tables:
-            self._tables = [torch.zeros(self.TABLE, device=param.device) for _ in range(self._states)]
-        for number in range(1, self._states + 1):
-            kind = torch.float32 if small else torch.uint8
+        state["step"] = 0
+        in_blocks = self._bits == 8 and param.numel() >= self.SMALL
+        if in_blocks and not self._tables:
+            self._tables = [torch.zeros(self.TABLE, device=param.device) for _ in self.STATES]
+        kind = torch.uint8 if in_blocks else torch.float32
+        for number, averages in enumerate(self.STATES, start=1):
             if self._paged and param.numel() >= self.PAGED:
-                self.unified_bytes += param.numel()
+                self.unified_bytes += averages * param.numel() * kind.itemsize
             else:
-                state[f"state{number}"] = torch.zeros_like(param, dtype=kind)
-            if not small:
-                state[f"absmax{number}"] = torch.zeros(-(-param.numel() // self.BLOCK), device=param.device)
+                state[f"state{number}"] = torch.zeros((averages, *param.shape), dtype=kind, device=param.device)
+            if in_blocks:
+                scales = (averages, -(-param.numel() // self.BLOCK))
+                state[f"absmax{number}"] = torch.zeros(scales, device=param.device)
                 state[f"qmap{number}"] = self._tables[number - 1]
+
+
+class BitsandbytesLion(Bitsandbytes):
+    """Lion of bitsandbytes: one average."""
+
+    STATES = (1,)
+    WITHOUT_SIZE = ("lr", "betas", "weight_decay")
+
+
+class BitsandbytesAdEMAMix(Bitsandbytes):
+    """AdEMAMix (Pagliardini et al. 2024, arXiv 2409.03137) of bitsandbytes: a fast and a slow average in one state."""
+
+    STATES = (2, 1)
+    WITHOUT_SIZE = (*PublishedOptimizer.WITHOUT_SIZE, "alpha", "t_alpha", "t_beta3")
 
 
 class AdamW4bit(PublishedOptimizer):

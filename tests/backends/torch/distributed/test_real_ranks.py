@@ -41,6 +41,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero2": ({"zero2": 0}, {}),
     "fsdp1": ({"fsdp1": 0}, {}),
     "fsdp1, mixed precision": ({"fsdp1": 0, "casts": "policy"}, {"precision": "bf16-mixed"}),
+    "fsdp1, all in blocks": ({"fsdp1": 0}, {}),
     "ddp, uneven": ({"ddp": 0}, {}),
 }
 """The recipe of each case; 0 stands for the ranks that are left."""

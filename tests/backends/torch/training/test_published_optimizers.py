@@ -162,7 +162,16 @@ def state_bytes(optimizer: Any) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("adamw-8bit", "AdamW8bit"), ("lion-8bit", "Lion8bit"), ("paged-adamw-8bit", "PagedAdamW8bit")],
+    [
+        ("adamw-8bit", "AdamW8bit"),
+        ("adam-8bit", "Adam8bit"),
+        ("lion-8bit", "Lion8bit"),
+        ("ademamix-8bit", "AdEMAMix8bit"),
+        ("paged-adamw-8bit", "PagedAdamW8bit"),
+        ("paged-lion", "PagedLion"),
+        ("paged-adamw", "PagedAdamW"),
+        ("ademamix", "AdEMAMix"),
+    ],
 )
 def test_states_of_bitsandbytes(name: str, kind: str) -> None:
     """On the CPU, which has no paged states, states are those of the library to the byte."""
@@ -210,14 +219,20 @@ def test_states_of_few_bits_are_on_the_device(name: str, states: int) -> None:
     assert sum(size for number, size in sizes.items() if trace.roles.get(number) == "optimizer") == states
 
 
-def test_paged_states_are_not_the_device_s() -> None:
+@pytest.mark.parametrize(
+    ("name", "tables_and_scales", "unified"),
+    [
+        pytest.param("paged-adamw-8bit", 2 * 4 * (256 + 160_000 // 256), "312.5 KiB", id="two bytes an element"),
+        pytest.param("paged-ademamix", 0, "1.831 MiB", id="three float32 an element"),
+    ],
+)
+def test_paged_states_are_not_the_device_s(name: str, tables_and_scales: int, unified: str) -> None:
     """States of 100,000 elements and more are in unified memory: in no number, but in the plan's words."""
     model = nn.Linear(400, 400, bias=False)
     runnable = RunnableModel("model", meta_copy(model), parse("float32[1, 400]"))
-    trace = record_step(runnable, {}, Training(optimizer="paged-adamw-8bit"))
-    tables_and_scales = 2 * 4 * (256 + 160_000 // 256)
+    trace = record_step(runnable, {}, Training(optimizer=name))
     assert trace.peak() == 2 * 4 * 160_000 + tables_and_scales + 3 * 4 * 400
-    assert trace.notes[-1].startswith("312.5 KiB of paged optimizer states are in unified memory")
+    assert trace.notes[-1].startswith(f"{unified} of paged optimizer states are in unified memory")
 
 
 def hooked(make: Callable[[list[nn.Parameter]], Any]) -> Callable[[nn.Module], Callable[[torch.Tensor], object]]:
@@ -297,7 +312,7 @@ def test_lomo(dtype: torch.dtype) -> None:
         pytest.param({"optimizer": "adam-mini"}, "dim: ..., n_heads: ...", id="heads that do not fit"),
         pytest.param({"optimizer": "lion", "fused": True}, "training.fused: the published lion", id="fused"),
         pytest.param({"optimizer": "rmsprop", "fused": True}, "training.fused: torch's rmsprop", id="fused of torch"),
-        pytest.param({"optimizer": "nadam"}, "planned for Keras models", id="of Keras alone"),
+        pytest.param({"optimizer": "lamb"}, "planned for Keras models", id="of Keras alone"),
     ],
 )
 def test_what_does_not_go_together(recipe: dict[str, Any], message: str) -> None:

@@ -105,11 +105,17 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Real]] = {
     "RMSprop": ({"optimizer": "rmsprop"}, lambda p: torch.optim.RMSprop(p, foreach=False)),
     "Adafactor": ({"optimizer": "adafactor"}, lambda p: torch.optim.Adafactor(p, foreach=False)),
     "Muon": ({"optimizer": "muon"}, Parts),
+    "RAdam": ({"optimizer": "radam"}, lambda p: torch.optim.RAdam(p, foreach=False)),
+    "Adamax": ({"optimizer": "adamax"}, lambda p: torch.optim.Adamax(p, foreach=False)),
+    "Adadelta": ({"optimizer": "adadelta"}, lambda p: torch.optim.Adadelta(p, foreach=False)),
+    "Rprop": ({"optimizer": "rprop"}, lambda p: torch.optim.Rprop(p, foreach=False)),
+    "ASGD": ({"optimizer": "asgd"}, lambda p: torch.optim.ASGD(p, foreach=False)),
+    "NAdam": ({"optimizer": "nadam"}, lambda p: torch.optim.NAdam(p, foreach=False)),
     "a callable": ({"optimizer": torch.optim.NAdam, "optimizer_options": {"foreach": False}}, lambda p: torch.optim.NAdam(p, foreach=False)),
 }  # fmt: skip
 
 
-WIDE = ("momentum", "Adam", "AMSGrad", "Adagrad", "RMSprop", "Adafactor", "Muon", "a callable")
+WIDE = frozenset(OPTIMIZERS) - {"SGD", "AdamW", "AdamW, several tensors", "RAdam"}
 
 
 def marked(names: Iterable[str], wide: Collection[str]) -> list[Any]:
@@ -120,11 +126,15 @@ def marked(names: Iterable[str], wide: Collection[str]) -> list[Any]:
 
 @pytest.mark.parametrize("name", marked(OPTIMIZERS, WIDE))
 def test_optimizers(name: str) -> None:
-    """The peak of a step is that of torch's allocator, but for a number or two: states, temporaries, counters."""
+    """The peak of a step is that of torch's allocator, but for a number or two: states, temporaries, counters.
+
+    ASGD reads its two factors of each parameter on the host, where a CPU makes no tensor of them.
+    """
     given, real = OPTIMIZERS[name]
     model = Blocks()
+    numbers = NUMBERS * len(list(model.parameters())) if name == "ASGD" else NUMBERS
     planned = traced(model, SHAPE, Training(kernels="cpu", **given)).peak()
-    assert planned == pytest.approx(allocated(model, torch.rand(SHAPE), real), abs=NUMBERS)
+    assert planned == pytest.approx(allocated(model, torch.rand(SHAPE), real), abs=numbers)
 
 
 class Words(nn.Module):
