@@ -23,6 +23,7 @@ from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.compiled.fusion import donated_names, results_of
 from pytest_modelbudget.backends.torch.compiled.layouts import copy_what_is_given, reordered, reorders
+from pytest_modelbudget.backends.torch.compiled.outputs import Rebuild, taken_apart
 from pytest_modelbudget.backends.torch.compiled.run import PATH, At, Run, runner, traced_results
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import nodes
@@ -44,6 +45,7 @@ class CompiledModel:
         self._reorders = False
         self._names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
         self._compiled: Captured | None = None
+        self._rebuild: Rebuild
         self._output_count = 0
         self._donated: Collection[str] = ()
         self._capturing = False
@@ -59,11 +61,13 @@ class CompiledModel:
             for index, tensor in zip(places, inputs, strict=True):
                 values[index] = tensor
             args, kwargs = torch.utils._pytree.tree_unflatten(values, spec)
-            return torch.func.functional_call(self._model, dict(zip(self._names, weights, strict=True)), args, kwargs)
+            named = dict(zip(self._names, weights, strict=True))
+            tensors, self._rebuild = taken_apart(torch.func.functional_call(self._model, named, args, kwargs))
+            return tensors
 
         if self._compiled is None:
             self._compiled = _without_breaks(lambda: self._captured(call, weights, inputs))
-        return self._compiled(weights, inputs)
+        return self._rebuild(self._compiled(weights, inputs))
 
     def _captured(
         self, call: Callable[..., Any], weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.kernels.device import autocast_dtype
-from pytest_modelbudget.backends.torch.training.linear_layers import LinearLayer, heads, linear_layers
+from pytest_modelbudget.backends.torch.training.linear_layers import LinearLayer, heads, linear_layers, quantizable
 from pytest_modelbudget.backends.torch.training.quantized_base import QuantizedWeight, base_quantized
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.lora import ALL_LINEAR, Lora
@@ -39,9 +39,7 @@ def lora_added(model: nn.Module, lora: Lora, compute: torch.dtype | None, cuda: 
     with ExitStack() as stack:
         weights: dict[int, QuantizedWeight] = {}
         if lora.base is not None:
-            kept = {id(head.module) for head in heads(model, layers)}
-            quantizable = [layer for layer in layers if id(layer.module) not in kept]
-            weights = stack.enter_context(base_quantized(quantizable, lora.base, compute, cuda))
+            weights = stack.enter_context(base_quantized(quantizable(model, layers), lora.base, compute, cuda))
         for layer in targeted:
             stack.enter_context(_pair_added(layer, lora, weights.get(id(layer.module))))
         yield
@@ -50,7 +48,11 @@ def lora_added(model: nn.Module, lora: Lora, compute: torch.dtype | None, cuda: 
 def _targeted(model: nn.Module, layers: Sequence[LinearLayer], targets: Sequence[str]) -> list[LinearLayer]:
     if targets == (ALL_LINEAR,):
         output_layers = {id(head.module) for head in heads(model, layers)}
-        return [layer for layer in layers if id(layer.module) not in output_layers]
+        if targeted := [layer for layer in layers if id(layer.module) not in output_layers]:
+            return targeted
+        raise ModelBudgetError(
+            "training.lora.targets: the model has no Linear layer but its head: name what is adapted"
+        )
     targeted = [layer for layer in layers if any(_is_target(layer.name, target) for target in targets)]
     if not targeted:
         raise ModelBudgetError(f"training.lora.targets: no Linear layer is called {' or '.join(map(repr, targets))}")

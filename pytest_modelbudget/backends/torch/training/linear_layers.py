@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -50,3 +51,25 @@ def heads(model: nn.Module, layers: Collection[LinearLayer]) -> list[LinearLayer
         (module for module in reversed(modules) if any(p is not None for p in module._parameters.values())), None
     )
     return [layer for layer in layers if tuple(layer.module.weight.shape) in shapes or layer.module is last]
+
+
+def quantizable(model: nn.Module, layers: Collection[LinearLayer]) -> list[LinearLayer]:
+    """The layers that bitsandbytes takes the place of, as transformers lets it.
+
+    Not the heads, not subclasses (the projection inside `nn.MultiheadAttention`, whose weight is read without a call),
+    and not what the model names in `_keep_in_fp32_modules`: transformers' `should_convert_module`.
+    """
+    kept = {id(head.module) for head in heads(model, layers)}
+    patterns = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return [
+        layer
+        for layer in layers
+        if id(layer.module) not in kept
+        and (layer.transposed or type(layer.module) is nn.Linear)
+        and not any(_is_named(layer.name, pattern) for pattern in patterns)
+    ]
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    """Whether a module's name ends with `pattern`, or begins with it up to a dot."""
+    return name.endswith(pattern) or re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", name) is not None

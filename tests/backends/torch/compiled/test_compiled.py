@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.compiled.estimate import WORST, note_of
 from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order, peak_of
+from pytest_modelbudget.backends.torch.compiled.outputs import taken_apart
 from tests.real_steps import KERNELS, allocated, sgd
 
 pytestmark = pytest.mark.skipif(not compat.KNOWN_COMPILED, reason="graphs of this torch were not looked at")
@@ -47,6 +49,42 @@ def test_a_step_holds_what_the_partitioner_saves_and_no_pointwise_temporaries(
     assert note_of(WORST) in step.notes
     assert not torch.compiler.is_compiling()
     assert list(tmp_path.iterdir()) == []
+
+
+class Cache:
+    """What transformers returns beside logits: an object of a class of its own, with lists of objects with tensors."""
+
+    def __init__(self, keys: torch.Tensor) -> None:
+        self.layers, self.seen = [SimpleNamespace(keys=keys)], 1
+
+
+class WithCache(nn.Module):
+    """Returns its hidden values, bare or in a cache."""
+
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.up, self.down, self.wrap = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH), wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = self.up(x)
+        return self.down(hidden.relu()), self.wrap(hidden)
+
+
+def test_tensors_in_objects_are_outputs_of_the_graph() -> None:
+    """A cache takes what a tuple of the same tensors takes; kept by the caller it is there to the end of the pass."""
+    takes = [
+        plan(
+            lambda wrap=wrap: WithCache(wrap), f"float32[{BATCH}, {WIDTH}]", inference={"compile": "inductor"}
+        ).peak_bytes
+        for wrap in (Cache, lambda hidden: (hidden,))
+    ]
+    assert takes[0] == takes[1] is not None
+    model = WithCache(Cache)
+    tensors, rebuild = taken_apart(model(torch.ones(1, WIDTH)))
+    out, cache = rebuild([tensor + 1 for tensor in tensors])
+    assert out.equal(tensors[0] + 1)
+    assert cache.layers[0].keys.equal(tensors[1] + 1)
+    assert cache.seen == 1
 
 
 def test_an_output_that_a_scatter_changes_is_added_to_another_out_of_place() -> None:

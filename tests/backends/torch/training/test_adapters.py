@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.backends.torch.training.linear_layers import linear_layers, quantizable
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
@@ -239,6 +240,38 @@ def test_weights_made_anew_in_a_kernel(kind: str) -> None:
     assert max(event.workspace for event in memory_trace.events) == pytest.approx(real, abs=4 * 1024)
 
 
+MODELS: dict[str, dict[str, Any]] = {
+    "T5ForConditionalGeneration": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 2, "num_heads": 2},
+    "GPT2LMHeadModel": {"n_embd": 8, "n_layer": 2, "n_head": 2},
+    "OPTForCausalLM": {"hidden_size": 8, "ffn_dim": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 4},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_quantised_is_what_transformers_quantises(name: str) -> None:
+    """A T5 keeps a layer of each block as it is, an OPT of two widths its outer projections."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    bnb = pytest.importorskip("bitsandbytes")
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        model = kind(kind.config_class(**MODELS[name], vocab_size=50))
+    planned = {layer.name for layer in quantizable(model, linear_layers(model))}
+    left_out = Bnb4BitHfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    replace_with_bnb_linear(model, left_out, transformers.BitsAndBytesConfig(load_in_4bit=True))
+    assert planned == {name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+
+
+def test_attention_of_torch_keeps_a_projection() -> None:
+    """It reads the weight of its own subclass of Linear, which nothing takes the place of."""
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 4))
+    names = {layer.name for layer in quantizable(model, linear_layers(model))}
+    assert names == {"0.linear1", "0.linear2"}
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
@@ -255,3 +288,11 @@ def test_what_does_not_fit_says_so(lora: dict[str, Any], message: str) -> None:
         record_step(RunnableModel("model", model, parse(SHAPE)), {}, replace(RECIPE, lora=lora))  # type: ignore[arg-type]
     assert {name: id(one) for name, one in model.state_dict(keep_vars=True).items()} == before
     assert all(one.requires_grad for one in model.parameters())
+
+
+def test_all_linear_layers_of_none() -> None:
+    """A model of convolutions has nothing that could be adapted but its head."""
+    model = meta_copy(nn.Sequential(nn.Conv1d(4, 4, 1), nn.Linear(8, 2)))
+    recipe = replace(RECIPE, lora={"rank": 2, "targets": "all-linear"})
+    with pytest.raises(ModelBudgetError, match="no Linear layer but its head"):
+        record_step(RunnableModel("model", model, parse([2, 4, 8])), {}, recipe)  # type: ignore[arg-type]
