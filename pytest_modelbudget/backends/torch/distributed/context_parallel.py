@@ -37,6 +37,9 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
 from pytest_modelbudget.planner.recipe import SHARDING_DIMS
 
+_FLOAT32_ROWS = 32
+"""What the kernel for float32 (memory-efficient attention) rounds its statistics up to (`kAlignLSE`)."""
+
 _ATTENTION = functional.scaled_dot_product_attention
 """torch's own, which a ring has another function in front of."""
 
@@ -136,6 +139,12 @@ class ContextParallelStep(StepRecording):
     def _attention(self, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not is_sharded(query):
             raise self._refusal("it was imported by its name: call torch.nn.functional.scaled_dot_product_attention")
+        tokens = query.shape[-2] // (2 * self._ranks["cp"])
+        if query.dtype is torch.float32 and tokens % _FLOAT32_ROWS:
+            raise self._refusal(
+                f"its float32 kernel keeps statistics of {_FLOAT32_ROWS} tokens at a time, and a piece has {tokens}: "
+                f"give a multiple of {2 * self._ranks['cp'] * _FLOAT32_ROWS} tokens, or train in half precision"
+            )
         self._rings += 1
         if (out := fused_attention(query, *args, **kwargs)) is NotImplemented:
             raise self._refusal(
