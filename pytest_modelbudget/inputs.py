@@ -25,6 +25,9 @@ from pytest_modelbudget.summary import ITEM_BYTES, Below, Fill, Input, TensorSpe
 BATCH = "B"
 """The symbolic dimension that `batch` sizes."""
 
+QUOTE_TENSORS = "write each tensor of a list or mapping in quotes, {x: 'float32[B, 16]'}"
+"""The cure of a text that is no YAML: a tensor has brackets and commas of its own."""
+
 _NAMED = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*[A-Za-z]")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _COLLECTION_TEXT = re.compile(r"""\s*(\{|\[.*["'])""", re.DOTALL)
@@ -164,7 +167,7 @@ def _read_text(text: str) -> object:
     try:
         return read_yaml(text).data
     except InvalidText as error:
-        raise ModelBudgetError(f"inputs: {text!r} cannot be read ({error})") from None
+        raise ModelBudgetError(f"inputs: {text!r} cannot be read ({error}): {QUOTE_TENSORS}") from None
 
 
 def _parse_args(value: object) -> tuple[Tree, ...]:

@@ -92,7 +92,9 @@ def test_parse(written: Any, expected: object) -> None:
         pytest.param(
             "{ids: 'int64[B, T]'", "inputs: \"{ids: 'int64[B, T]'\" cannot be read (not YAML", id="half a mapping"
         ),
-        pytest.param("{ids: int64[B, T]}", "cannot be read", id="a mapping without quotes"),
+        pytest.param(
+            "{ids: int64[B, T]}", "): write each tensor of a list or mapping in quotes", id="a mapping without quotes"
+        ),
         pytest.param({"args": "float32[B]"}, "not a list", id="args not a list"),
         pytest.param({1: "float32[B]"}, "not text", id="number as a name"),
         pytest.param(3.5, "not a list", id="number"),

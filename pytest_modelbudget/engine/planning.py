@@ -292,7 +292,7 @@ def _with_largest_sizes(plan: Plan, subject: CountedModel, recipe: Recipe, sizes
             if isinstance(answer, LargestSize):
                 largest.append(answer)
             else:
-                unknown.append(f"largest {dim} on {device}: not known, {answer}")
+                unknown.append(f"largest {dim} on {device}: {answer}")
     return replace(plan, largest=tuple(largest), notes=(*plan.notes, *unknown))
 
 
@@ -310,7 +310,7 @@ def _largest_size(subject: CountedModel, recipe: Recipe, dim: str, size: int, de
     count = largest_fitting_size(room, max(1, size // unit))
     if count is not None:
         return LargestSize(dim, count * unit, device)
-    return failures[0] if failures else f"sizes beyond {MAX_SIZE * unit:,} are not looked at"
+    return f"not known, {failures[0]}" if failures else f"more than {MAX_SIZE * unit:,}"
 
 
 def _plan_or_reason(subject: CountedModel, recipe: AnyRecipe) -> Plan:
