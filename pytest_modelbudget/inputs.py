@@ -2,7 +2,8 @@
 
 `"float32[B, 3, 224, 224]"` is one tensor, `[1, 3, 32, 32]` a float32 one, a list of specs positional
 arguments, a mapping keyword arguments, `{args: [...], kwargs: {...}}` both; specs nest in lists and
-mappings, and `"module:callable"` names a function that returns real example inputs. A tensor's values may be said:
+mappings, and `"module:callable"` names a function that returns real example inputs. A list or mapping may be one text,
+as a command line has it (`"{user: 'float32[B, 9]'}"`). A tensor's values may be said:
 `"int64[B] = T"` (a number, true, false or the size of a dimension), `"int64[B, T] < 32000"` (random ones below that).
 """
 
@@ -18,13 +19,19 @@ from typing import Any
 from weakref import ReferenceType
 
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
+from pytest_modelbudget.loading import InvalidText, read_yaml
 from pytest_modelbudget.summary import ITEM_BYTES, Below, Fill, Input, TensorSpec
 
 BATCH = "B"
 """The symbolic dimension that `batch` sizes."""
 
+QUOTE_TENSORS = "write each tensor of a list or mapping in quotes, {x: 'float32[B, 16]'}"
+"""The cure of a text that is no YAML: a tensor has brackets and commas of its own."""
+
 _NAMED = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*[A-Za-z]")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_COLLECTION_TEXT = re.compile(r"""\s*(\{|\[.*["'])""", re.DOTALL)
+"""A mapping as YAML writes it in one line, or a list of texts; `[B, 3]` is the shape of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +152,8 @@ def parse(value: object) -> Inputs | Example | None:
         return Example(value)
     if isinstance(value, str) and _REFERENCE.fullmatch(value.strip()):
         return Example(value.strip())
+    if isinstance(value, str) and _COLLECTION_TEXT.match(value):
+        return parse(_read_text(value))
     if isinstance(value, Mapping):
         if value and set(value) <= {"args", "kwargs"}:
             return Inputs(_parse_args(value.get("args") or []), _parse_kwargs(value.get("kwargs") or {}))
@@ -152,6 +161,13 @@ def parse(value: object) -> Inputs | Example | None:
     if isinstance(value, (TensorSpec, str)) or _is_shape(value):
         return Inputs((_parse_tree(value, "inputs"),))
     return Inputs(_parse_args(value))
+
+
+def _read_text(text: str) -> object:
+    try:
+        return read_yaml(text).data
+    except InvalidText as error:
+        raise ModelBudgetError(f"inputs: {text!r} cannot be read ({error}): {QUOTE_TENSORS}") from None
 
 
 def _parse_args(value: object) -> tuple[Tree, ...]:

@@ -129,7 +129,9 @@ class Step:
 
 def _without_times(line: str) -> str:
     """A line as it is in every run: times and commits are others each time."""
-    return re.sub(r"\b[0-9a-f]{7}\b", "COMMIT", re.sub(r"\b\d+(\.\d+)? ?s\b", "N s", line.rstrip()))
+    return re.sub(
+        r"\b[0-9a-f]{7}\b", "COMMIT", re.sub(r"\b\d+(\.\d+)? ?s\b( \(\d+:\d\d:\d\d\))?", "N s", line.rstrip())
+    )
 
 
 def follow(page: str, root: Path) -> Iterator[Step]:

@@ -41,6 +41,10 @@ IDS = TensorSpec(("B", "T"), "int64")
         pytest.param("[B] = 1e-3", Inputs((TensorSpec(("B",), "float32", Fill(0.001)),)), id="a float"),
         pytest.param("int64[B, T] < 32_000", Inputs((TensorSpec(("B", "T"), "int64", Below(32000)),)), id="a bound"),
         pytest.param("my.module:example", Example("my.module:example"), id="example inputs"),
+        pytest.param(
+            "{ids: 'int64[B, T]', x: false}", Inputs((), {"ids": IDS, "x": PlainValue(False)}), id="a mapping as text"
+        ),
+        pytest.param('["float32[B, 3, 8, 8]", "int64[B, T]"]', Inputs((IMAGE, IDS)), id="a list as text"),
         pytest.param(None, None, id="the model knows its own"),
     ],
 )
@@ -85,6 +89,12 @@ def test_parse(written: Any, expected: object) -> None:
         pytest.param("int64[B] = 2 * T", "write a number, true, false or the name of a dimension", id="a formula"),
         pytest.param("int64[B] =", "dtype[dim, dim]", id="a value missing"),
         pytest.param("string[B] = 3", "give example inputs", id="a value of text"),
+        pytest.param(
+            "{ids: 'int64[B, T]'", "inputs: \"{ids: 'int64[B, T]'\" cannot be read (not YAML", id="half a mapping"
+        ),
+        pytest.param(
+            "{ids: int64[B, T]}", "): write each tensor of a list or mapping in quotes", id="a mapping without quotes"
+        ),
         pytest.param({"args": "float32[B]"}, "not a list", id="args not a list"),
         pytest.param({1: "float32[B]"}, "not text", id="number as a name"),
         pytest.param(3.5, "not a list", id="number"),

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from pytest_modelbudget.backends import zip_directory
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.system.escape import printable
 
@@ -162,8 +163,16 @@ class _Content:
 
 
 def _members(path: Path) -> tuple[str, ...]:
-    """The names in a zip archive; none in one whose directory cannot be read."""
+    """The names in a zip archive; none in one whose directory cannot be read.
+
+    Raises:
+        ModelBudgetError: its directory is larger than that of any model.
+    """
     try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if problem := zip_directory.problem(zip_directory.directory_bytes(file, size) or 0, size):
+                raise ModelBudgetError(f"{shown(path)} {problem}: fetch it again, or save the model again")
         with zipfile.ZipFile(path) as archive:
             return tuple(archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):

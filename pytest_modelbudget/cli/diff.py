@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -33,12 +34,16 @@ _ABOUT_FILES = "Snapshot files were compared, and nothing was built. To see an e
 
 @dataclass(frozen=True, slots=True)
 class ModelPair:
-    """One model on both sides; None where it is not there, `problem` when a side could not be read."""
+    """One model on both sides; None where it is not there, `problem` when a side could not be read.
+
+    `is_moved` says that it has another name or file on the other side, and is the same in all else.
+    """
 
     title: str
     before: Summary | Totals | None
     after: Summary | Totals | None
     problem: str = ""
+    is_moved: bool = False
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -56,9 +61,11 @@ class ModelPair:
 
     @property
     def status(self) -> str:
-        """`equal`, `changed`, `added`, `removed` or `unreadable`."""
+        """`equal`, `changed`, `renamed`, `added`, `removed` or `unreadable`."""
         if self.problem:
             return "unreadable"
+        if self.is_moved:
+            return "renamed"
         if self.before is None:
             return "added"
         if self.after is None:
@@ -101,6 +108,8 @@ def _pair_lines(pair: ModelPair, most: int | None) -> Iterator[str]:
             yield from (f"  {harmless(str(change), longest=_LONGEST)}" for change in pair.changes[:most])
             if most is not None and len(pair.changes) > most:
                 yield f"  ... and {len(pair.changes) - most:,} more changes; --top 0 shows all"
+        case "renamed":
+            yield f"{title}: renamed, nothing else differs"
         case "unreadable":
             yield f"{title}: cannot be compared"
         case status:
@@ -165,13 +174,49 @@ def _snapshot_pairs(root: Path, base: Base, head: Base | None) -> Iterator[Model
     problems = {**unread, **unread_now}
     for path, problem in sorted(problems.items()):
         yield ModelPair(path, None, None, problem)
-    for path in sorted({*before, *after} - {*problems}):
-        old, new = before.get(path), after.get(path)
+    renamed = _renamed(before, after)
+    for path in sorted({*before, *after} - {*problems} - {*renamed.values()}):
+        old, new = before.get(renamed.get(path, path)), after.get(path)
         in_unread_file = any(side is not None and side.file in problems for side in (old, new))  # may be there or not
         if old != new and not in_unread_file:
             pair = _read_pair(old, new)
+            if path in renamed and pair.before and pair.after and old and new:
+                title = f"{pair.before.model} ({old.address}) -> {pair.after.model} ({new.address})"
+                pair = replace(pair, title=title, is_moved=pair.status == "equal")
             if pair.status != "equal":
                 yield pair
+
+
+def _renamed(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> dict[str, str]:
+    """The path now of each snapshot that is new, by one that is gone of the same content: its path before.
+
+    Where several are alike, nobody can say which became which.
+    """
+    gone = _by_content(before[path] for path in before.keys() - after.keys())
+    new = _by_content(after[path] for path in after.keys() - before.keys())
+    return {
+        _own_path(new[content][0]): _own_path(gone[content][0])
+        for content in gone.keys() & new.keys()
+        if len(gone[content]) == len(new[content]) == 1
+    }
+
+
+def _by_content(snapshots: Iterable[Stored]) -> dict[str, list[Stored]]:
+    """Snapshots by what they say beside the model's name, its declaration and estimates."""
+    by_content: dict[str, list[Stored]] = {}
+    for stored in snapshots:
+        content = _OF_THE_NAME.sub("", stored.text.partition("\nestimates:\n")[0])
+        by_content.setdefault(content, []).append(stored)
+    return by_content
+
+
+def _own_path(stored: Stored) -> str:
+    """What a snapshot is listed under."""
+    return snapshot.own_path_beside(stored.file, stored.address.partition("::")[2])
+
+
+_OF_THE_NAME = re.compile(r'\b(?:model|declared|digest): (?:"[^"\n]*"|[^,}\n]*)')
+"""What a snapshot has of its model's name; the digest is of that, too."""
 
 
 _Snapshots = tuple[dict[str, Stored], dict[str, str]]

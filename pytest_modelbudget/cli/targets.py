@@ -24,6 +24,7 @@ from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.run import from_live, run, summarize_entry, summary_with_plans
 from pytest_modelbudget.entry import MODEL_SUFFIXES, ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
+from pytest_modelbudget.inputs import QUOTE_TENSORS
 from pytest_modelbudget.loading import (
     InvalidText,
     UnreadableFile,
@@ -85,7 +86,8 @@ def _parse_yaml(option: str, text: str | None) -> Any:
     try:
         return read_yaml(text).data
     except InvalidText as error:
-        raise ModelBudgetError(f"{option}: {text!r} cannot be read ({error})") from None
+        cure = f": {QUOTE_TENSORS}" if option == "--inputs" else ""
+        raise ModelBudgetError(f"{option}: {text!r} cannot be read ({error}){cure}") from None
 
 
 def _parse_option(kind: type, option: str, text: str | None, example: str) -> Any:

@@ -14,7 +14,7 @@ from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import AnyRecipe, Recipe, Serving, Training, growth, sums
-from pytest_modelbudget.planner.advice import largest_fitting_size, levers, unit_of, with_size
+from pytest_modelbudget.planner.advice import MAX_SIZE, largest_fitting_size, levers, unit_of, with_size
 from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.known_states import KnownStates
 from pytest_modelbudget.planner.loops import resolved
@@ -232,7 +232,7 @@ def _plan_with_advice(subject: CountedModel, recipe: AnyRecipe, *, advice: bool)
     helpful = plan.levers or levers(recipe, plan, partial(_measured, subject, known=known), sizes.get(BATCH))
     ways = tuple(_ways(subject, plan, recipe, sizes.get(BATCH), limits, advice, known))
     plan = replace(plan, levers=helpful, ways=ways)
-    return replace(plan, largest=tuple(_largest_sizes(subject, recipe, sizes, devices))) if advice else plan
+    return _with_largest_sizes(plan, subject, recipe, sizes) if advice else plan
 
 
 def _with_habits(recipe: AnyRecipe) -> AnyRecipe:
@@ -282,20 +282,35 @@ def _breaks_memory_limit(plan: Plan, limits: Sequence[Budget]) -> bool:
     )
 
 
-def _largest_sizes(
-    subject: CountedModel, recipe: Recipe, sizes: Mapping[str, int], devices: Iterable[str]
-) -> Iterator[LargestSize]:
-    """The largest size of each dimension on each device, where it can be told."""
-    for device in devices:
+def _with_largest_sizes(plan: Plan, subject: CountedModel, recipe: Recipe, sizes: Mapping[str, int]) -> Plan:
+    """The plan with the largest size of each dimension on each device, and a note where that cannot be told."""
+    largest: list[LargestSize] = []
+    unknown: list[str] = []
+    for device in subject.devices:
         for dim, size in sizes.items():
-            unit = unit_of(recipe, dim)
+            answer = _largest_size(subject, recipe, dim, size, device)
+            if isinstance(answer, LargestSize):
+                largest.append(answer)
+            else:
+                unknown.append(f"largest {dim} on {device}: {answer}")
+    return replace(plan, largest=tuple(largest), notes=(*plan.notes, *unknown))
 
-            def room(count: int, dim: str = dim, unit: int = unit, device: str = device) -> int | None:
-                fits = _measured(subject, with_size(recipe, dim, count * unit)).fits
-                return next(fit.room for fit in fits if fit.device == device)
 
-            if (largest_count := largest_fitting_size(room, max(1, size // unit))) is not None:
-                yield LargestSize(dim, largest_count * unit, device)
+def _largest_size(subject: CountedModel, recipe: Recipe, dim: str, size: int, device: str) -> LargestSize | str:
+    """The largest size of a dimension on a device, or why it cannot be told."""
+    unit = unit_of(recipe, dim)
+    failures: list[str] = []
+
+    def room(count: int) -> int | None:
+        plan = _measured(subject, with_size(recipe, dim, count * unit))
+        if plan.peak_bytes is None:
+            failures.append(f"{dim}={count * unit} is {plan.notes[0] if plan.notes else 'not planned'}")
+        return next(fit.room for fit in plan.fits if fit.device == device)
+
+    count = largest_fitting_size(room, max(1, size // unit))
+    if count is not None:
+        return LargestSize(dim, count * unit, device)
+    return f"not known, {failures[0]}" if failures else f"more than {MAX_SIZE * unit:,}"
 
 
 def _plan_or_reason(subject: CountedModel, recipe: AnyRecipe) -> Plan:

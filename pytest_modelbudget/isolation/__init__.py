@@ -31,6 +31,8 @@ VARIABLE = "MODELBUDGET_ISOLATE"
 """Set to 0, it has all models built in the process that asks for them."""
 
 _TOLERATED_AFTER = 3
+_NO_MODULE = "?"
+"""What no job is of: default types that were changed by what a source or a test module imported."""
 
 
 def isolation_enabled() -> bool:
@@ -77,6 +79,7 @@ class Isolation:
         self._worker: Worker | None = None
         self._abandoned = False
         self._traces: dict[str, int] = {}
+        self._of_module: str | None = None
         self._yielded: dict[str, dict[str, ModelEntry]] = {}
 
     def start(self, first: ModelEntry | None = None) -> None:
@@ -221,6 +224,9 @@ class Isolation:
         once_more: bool,
     ) -> Answer:
         """The worker's answer; a worker that ended may have been another model's doing, so a used one has a second."""
+        module = _module_of_builder(job.entry)
+        if self._of_module not in (None, module):
+            self._drop()
         self.start()
         assert self._worker is not None
         worker, used = self._worker, self._worker.used
@@ -233,7 +239,7 @@ class Isolation:
         except WorkerEnded as end:
             self._drop()
             self._check_wanted()
-            other_module = worker.imported_ahead not in ("", _module_of_builder(job.entry))
+            other_module = worker.imported_ahead not in ("", module)
             ahead = worker.imported_ahead and not used and (other_module or end.limit is None)
             if ahead or (once_more and used and end.limit is None):
                 return self._answer(job, limits, pass_on, surroundings, once_more=False)
@@ -243,6 +249,8 @@ class Isolation:
         except BaseException:  # an interrupt from the keyboard: the worker is in the middle of a model
             self._drop()
             raise
+        if answer.types and self._of_module is None:
+            self._of_module = module or _NO_MODULE
         if answer.spoiled or (answer.trace and self._matters(answer.trace)):
             self._drop()
         return answer
@@ -257,6 +265,7 @@ class Isolation:
         return self._traces[trace] <= _TOLERATED_AFTER
 
     def _drop(self) -> None:
+        self._of_module = None
         if self._worker is not None:
             self._worker.kill()
             self._worker = None

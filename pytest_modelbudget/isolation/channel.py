@@ -92,7 +92,8 @@ class Answer:
     `interrupted`, `here` (it is to be done in the process that asked) or `ended` (made where the worker ended; `text`
     says how).
     `spoiled` says why the worker is not to be used again, `trace` what is found in it that may disturb the next model,
-    `missing` which framework a source lacks, `short` is a short `text`, `warnings` what was warned of.
+    `types` which default types its modules changed, `missing` which framework a source lacks, `short` is a short
+    `text`, `warnings` what was warned of.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class Answer:
     missing: str = ""
     short: str = ""
     warnings: tuple[tuple[str, str, str, int], ...] = ()
+    types: str = ""
 
     def entries(self) -> tuple[ModelEntry, ...]:
         """The entries in `data`.
@@ -176,7 +178,7 @@ def read_answer(stream: IO[bytes]) -> tuple[int, Answer] | None:
 
 def pack_answer(answer: Answer) -> bytes:
     """An answer as it travels, without its `short` text."""
-    texts = (answer.kind, answer.text, answer.spoiled, answer.trace, answer.missing)
+    texts = (answer.kind, answer.text, answer.spoiled, answer.trace, answer.missing, answer.types)
     return with_head([*texts, answer.warnings], answer.data)
 
 
@@ -187,9 +189,9 @@ def unpack_answer(body: bytes) -> Answer:
         ValueError, TypeError: it is none.
     """
     (*texts, warnings), data = split_head(body)
-    kind, text, spoiled, trace, missing = map(str, texts)
+    kind, text, spoiled, trace, missing, types = map(str, texts)
     recorded = tuple(_warning(*warning) for warning in warnings)
-    return Answer(kind, text, data, spoiled, trace, missing, warnings=recorded)
+    return Answer(kind, text, data, spoiled, trace, missing, warnings=recorded, types=types)
 
 
 def with_head(head: Any, data: bytes) -> bytes:

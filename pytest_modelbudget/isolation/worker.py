@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -42,6 +43,7 @@ from pytest_modelbudget.isolation.channel import (
     without_builder,
     write_answer,
 )
+from pytest_modelbudget.isolation.default_types import changed_types, default_types
 from pytest_modelbudget.isolation.measuring import measuring_coverage
 from pytest_modelbudget.isolation.process_state import Forks, ProcessState
 from pytest_modelbudget.results import Result, State, codec
@@ -212,7 +214,13 @@ def _do_job(job: Job, sources: _Sources) -> Answer:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
-    return replace(answer, spoiled=leftovers.fault, trace=leftovers.trace, warnings=tuple(_warning_rows(recorded)))
+    return replace(
+        answer,
+        spoiled=leftovers.fault,
+        trace=leftovers.trace,
+        warnings=tuple(_warning_rows(recorded)),
+        types=changed_types(_types_at_start()),
+    )
 
 
 def _blame(job: Job, fault: str, crash: BaseException | None) -> Answer:
@@ -230,6 +238,7 @@ def _run_job(job: Job, sources: _Sources) -> Answer:
             _IMPORTED_CONFTESTS.add(conftest)
             with suppress(Exception):  # pytest imported it; what is not here is missed by the model that needs it
                 _importing_module().load(conftest)
+    _types_at_start()
     if job.kind == "import":
         import_module(job.argument)
         return _IMPORTED
@@ -251,6 +260,12 @@ def _run_job(job: Job, sources: _Sources) -> Answer:
     except NotCounted as end:
         return Answer("result", data=_pack(end.result))
     return Answer("result", data=_pack(Result(id=entry.id, state=State.OK, summary=summary)))
+
+
+@cache
+def _types_at_start() -> tuple[str, ...]:
+    """The default types when the first job came; what conftest files set is there for every model."""
+    return default_types()
 
 
 def _pack(result: Result) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
@@ -24,9 +24,11 @@ from pytest_modelbudget.plugin.importing import user_module
 from pytest_modelbudget.plugin.progress import terminal_width
 from pytest_modelbudget.plugin.quiet import no_commands
 from pytest_modelbudget.reports import terminal
+from pytest_modelbudget.reports.text import number_text
 from pytest_modelbudget.results import Result, State, codec
 from pytest_modelbudget.session.registry import bad_config_result, obsolete_files_result, relative_posix
 from pytest_modelbudget.summary import Summary
+from pytest_modelbudget.summary.metrics import METRICS
 from pytest_modelbudget.system.escape import harmless_output, without_commands
 from pytest_modelbudget.system.intact import originals_restored
 
@@ -221,11 +223,16 @@ def record(item: pytest.Item, result: Result) -> Result:
     result = replace(result, nodeid=node_id(item))
     item.stash.setdefault(RESULTS, []).append(result)
     if result.summary is not None:
-        for name in ("params", "trainable_params", "weight_bytes"):
-            item.user_properties.append((f"model_budget.{name}", getattr(result.summary, name)))
-        if result.summary.flops.value is not None and not result.summary.flops.is_lower_bound:
-            item.user_properties.append(("model_budget.flops", result.summary.flops.value))
+        item.user_properties += _properties(result.summary)
     return result
+
+
+def _properties(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Every metric that is known, as a property of JUnit; FLOPs that are a lower bound are not."""
+    for name, metric in METRICS.items():
+        number = metric.get(summary)
+        if number is not None and not (name == "flops" and summary.flops.is_lower_bound):
+            yield f"model_budget.{name}", number_text(name, number)
 
 
 def annotate(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], *, send: bool) -> None:

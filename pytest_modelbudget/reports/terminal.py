@@ -196,14 +196,15 @@ def is_new(result: Result) -> bool:
 
 
 def _notes(results: Iterable[Result]) -> Iterator[str]:
-    """Why snapshots are to be rewritten, each reason once."""
-    ids_by_note: dict[str, list[str]] = {}
+    """Why snapshots are to be rewritten, or are rewritten by this run, each reason once."""
+    ids_by_note: dict[tuple[str, bool], list[str]] = {}
     for result in sorted(results, key=lambda result: result.id):
         if result.snapshot.note:
-            ids_by_note.setdefault(result.snapshot.note, []).append(result.id)
-    for note, ids in ids_by_note.items():
+            ids_by_note.setdefault((result.snapshot.note, result.to_write), []).append(result.id)
+    for (note, is_written), ids in ids_by_note.items():
         them = "it" if len(ids) == 1 else "them"
-        yield harmless(f"note: {_first_of(ids)}: {note}; the next update rewrites {them}")
+        when = "rewritten now" if is_written else f"the next update rewrites {them}"
+        yield harmless(f"note: {_first_of(ids)}: {note}; {when}")
 
 
 def _not_run(results: Sequence[Result]) -> Iterator[str]:

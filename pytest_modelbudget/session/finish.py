@@ -130,9 +130,13 @@ def finish_run(results: Sequence[Result], base: Base, collected: Collected) -> t
 
 
 def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[str]]:
-    """Write the snapshots that an update run accepts; returns what to say, and what could not be written."""
+    """Write the snapshots that an update run accepts; returns what to say, and what could not be written.
+
+    A model that was stored elsewhere so far is not left there as well.
+    """
     written_count = unchanged = 0
     problems: list[str] = []
+    written: list[Result] = []
     owners: dict[str, str] = {}
     totals: dict[str, dict[str, str]] = {}
     with writing.DraftFolders() as drafts:
@@ -145,6 +149,7 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
             if (owner := owners.setdefault(own_path.casefold(), result.nodeid)) != result.nodeid:
                 problems.append(f"{path}: {owner} and {result.nodeid} both want to be here: rename one")
                 continue
+            written.append(result)
             if snapshot.is_totals(path):
                 totals.setdefault(path, {})[result.id] = result.snapshot.text
                 continue
@@ -153,7 +158,21 @@ def write_snapshots(results: Iterable[Result], root: Path) -> tuple[str, list[st
             except ModelBudgetError as error:
                 problems.append(str(error))
         written_count += _write_totals(totals, root, drafts, problems)
-    return f"snapshots: wrote {written_count}, {unchanged} unchanged", problems
+    removed = 0 if problems else _remove_superseded(written, root, problems)
+    moved = f", {removed} removed where they were stored before" if removed else ""
+    return f"snapshots: wrote {written_count}, {unchanged} unchanged{moved}", problems
+
+
+def _remove_superseded(written: Iterable[Result], root: Path, problems: list[str]) -> int:
+    """Delete what is stored in another place of models that were just written; how many models that were."""
+    removed = Finished(problems=problems)
+    addresses = [
+        address
+        for result in written
+        for address in snapshot.superseded(root, result.snapshot.path, result.id, result.snapshot.text)
+    ]
+    _delete_addresses(addresses, root, removed)
+    return len(addresses)
 
 
 def _write_totals(
@@ -184,9 +203,14 @@ def _sweep(results: Iterable[Result], root: Path) -> None:
 
 
 def _prune(results: Iterable[Result], root: Path, done: Finished) -> None:
-    """Delete the obsolete snapshots that a run accepts to lose: files, and lines of files of totals."""
+    """Delete the obsolete snapshots that a run accepts to lose."""
+    _delete_addresses((address for result in results if result.accepted for address in result.files), root, done)
+
+
+def _delete_addresses(addresses: Iterable[str], root: Path, done: Finished) -> None:
+    """Delete snapshots: files, and lines of files of totals."""
     totals: dict[str, list[str]] = {}
-    for address in (address for result in results if result.accepted for address in result.files):
+    for address in addresses:
         path, is_line, model = address.partition("::")
         if is_line:
             totals.setdefault(path, []).append(model)

@@ -11,6 +11,7 @@ from pytest_modelbudget.snapshot.files import (
     count_missing,
     declared_in,
     obsolete,
+    superseded,
     text_for,
 )
 from pytest_modelbudget.snapshot.files import write as write
@@ -52,6 +53,7 @@ __all__ = [
     "remove_lines",
     "render",
     "render_line",
+    "superseded",
     "text_for",
     "totals_at",
     "totals_files",

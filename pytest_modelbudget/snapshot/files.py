@@ -15,9 +15,9 @@ from pytest_modelbudget.loading import UnreadableFile, read_head, read_text
 from pytest_modelbudget.results import Snapshot, SnapshotState
 from pytest_modelbudget.snapshot import lines
 from pytest_modelbudget.snapshot.line import render_line
-from pytest_modelbudget.snapshot.places import FOLDER, address, is_totals, own_path, path_for
+from pytest_modelbudget.snapshot.places import FOLDER, address, home_of, is_totals, own_path, path_for
 from pytest_modelbudget.snapshot.text import MOST_ROWS, NewerFormat, compared, read, render
-from pytest_modelbudget.snapshot.totals_file import leads_outside
+from pytest_modelbudget.snapshot.totals_file import declared_by, leads_outside
 from pytest_modelbudget.summary import Summary
 from pytest_modelbudget.system import writing
 
@@ -175,13 +175,37 @@ def write(root: Path, home: str, path: str, text: str, drafts: writing.DraftFold
     return True
 
 
+def superseded(root: Path, path: str, model: str, text: str) -> Iterator[str]:
+    """Where else the model is stored that was just written to `path` as `text`: what the same declaration wrote before.
+
+    That is a file of its own beside a file of totals, or a line in another file of totals than `path`.
+    """
+    home = home_of(path)
+    declared = declared_by(text) if is_totals(path) else _in_head(text.splitlines(), "declared")
+    file = own_path(home, model)
+    head = [] if file == path or leads_outside(root / file, root / home) else _head(root / file)
+    if (_in_head(head, "model"), _in_head(head, "declared")) == (model, declared):
+        yield file
+    for other in lines.holding(root, home, model):
+        if other != path and lines.declared(root, home, other, model) == declared:
+            yield f"{other}::{model}"
+
+
 def declared_in(path: Path) -> str | None:
     """The file name a snapshot says it was declared in; None for what is not a snapshot of ours."""
+    return _in_head(_head(path), "declared")
+
+
+def _head(path: Path) -> list[str]:
+    """The first lines of a file; none of what cannot be read."""
     try:
-        lines = read_head(path, 80_000).decode("utf-8-sig", "replace").splitlines()[:8]
+        return read_head(path, 80_000).decode("utf-8-sig", "replace").splitlines()
     except (OSError, UnreadableFile):
-        return None
-    matches = (re.fullmatch(r'declared: "?([^"\n]*)"?\s*', line) for line in lines)
+        return []
+
+
+def _in_head(head: list[str], key: str) -> str | None:
+    matches = (re.fullmatch(key + r': "?([^"\n]*)"?\s*', line) for line in head[:8])
     return next((match[1] for match in matches if match), None)
 
 

@@ -88,6 +88,12 @@ def has(root: Path, home: str, path: str, model: str) -> bool:
     return isinstance(file, TotalsFile) and model in file
 
 
+def declared(root: Path, home: str, path: str, model: str) -> str:
+    """Where the line of a model in the file at `path` says that it was declared; empty where there is no such line."""
+    file = read_file(root, home, path)
+    return declared_by(file.get(model) or "") if isinstance(file, TotalsFile) and model in file else ""
+
+
 def holding(root: Path, home: str, model: str) -> Iterator[str]:
     """The files of totals in a folder that have a line of a model."""
     return (path for path in files_in(root, home) if has(root, home, path, model))

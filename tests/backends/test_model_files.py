@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 from pathlib import Path
 
@@ -66,3 +67,22 @@ def test_a_link_to_nothing_is_one(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").symlink_to("b.onnx")
     with pytest.raises(ModelBudgetError, match=r"is a link to nothing: b\.onnx is not there"):
         model_files.builder(tmp_path / "a.onnx", None)
+
+
+@pytest.mark.parametrize("name", ["a.keras", "a.pt", "a.pt2"])
+@pytest.mark.parametrize("comment", [b"", b"PK\6\6" + bytes(60)], ids=["plain", "another end in the comment"])
+def test_a_directory_that_no_model_has_is_not_read(tmp_path: Path, name: str, comment: bytes) -> None:
+    """`zipfile` would read and keep all of it, whatever lies in it."""
+    size, most = 40 << 20, 0xFFFFFFFF
+    with (tmp_path / name).open("wb") as file:
+        file.write(b"PK\3\4")
+        file.seek(size)
+        file.write(struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, size, 0))
+        file.write(
+            struct.pack("<4sIQI4sHHHHIIH", b"PK\6\7", 0, size, 1, b"PK\5\6", 0, 0, 1, 1, most, most, len(comment))
+        )
+        file.write(comment)
+    with pytest.raises(
+        ModelBudgetError, match="is not read: its zip directory would take 41,943,040 bytes, of a file of"
+    ):
+        model_files.builder(tmp_path / name, None)

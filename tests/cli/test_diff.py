@@ -91,6 +91,25 @@ def test_since_a_commit(committed: Command) -> None:
     ]
 
 
+def test_a_model_that_was_renamed_is_told_once(committed: Command) -> None:
+    """Where its snapshot says the same under another name; what changed as well is one that went and one that came."""
+    committed.project.manifest(SMALL.replace("small:", "tiny:", 1))
+    (committed.project.path / PATH).unlink()
+    committed("update")
+    done = committed("diff", "HEAD")
+    expected = f"small ({PATH}) -> tiny (__model_budget__/tiny.yaml): renamed, nothing else differs"
+    assert (done.code, done.out.splitlines()[0]) == (1, expected)
+    [pair] = json.loads(committed("diff", "HEAD", "--json").out)
+    assert (pair["status"], pair["changes"]) == ("renamed", [])
+    widen(committed)
+    committed("update")
+    lines = committed("diff", "HEAD").out.splitlines()
+    assert [line.rpartition(": ")[2] for line in lines if "small" in line or "tiny" in line] == [
+        "removed (2,048 params in 1 layer)",
+        "added (2,080 params in 1 layer)",
+    ]
+
+
 def test_between_two_commits(committed: Command) -> None:
     """The work tree plays no part."""
     widen(committed)

@@ -130,6 +130,12 @@ def test_a_device_that_is_too_small(planning: Command) -> None:
     assert "20 kB" not in done.out
 
 
+def test_a_largest_size_that_cannot_be_told_says_why(planning: Command) -> None:
+    """A size that the model does not take is no answer, and neither is silence."""
+    done = planning("plan", "small", "--training", "batch=8", "--device", "200 kB")
+    assert "largest B on 200 kB: not known, B=190 is not planned: ValueError: too many samples (zoo.py:" in done.out
+
+
 def test_growth(planning: Command) -> None:
     """The law of each number in a dimension; what is not known says why."""
     done = planning("plan", "plain", "--growth", "B")

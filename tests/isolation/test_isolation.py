@@ -369,3 +369,23 @@ def test_coverage_has_what_ran_in_the_worker(home: Path, tmp_path: Path, isolate
     missing = {lines[number - 1].strip() for number in file["missing_lines"]}
     assert 'warnings.warn("old", DeprecationWarning)' in missing
     assert "def small(): return Model(dense=(32, 64))" not in missing
+
+
+@pytest.mark.slow
+def test_a_default_type_that_a_module_sets_is_that_of_its_own_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.set_default_dtype` where a module is imported: 20 params take 160 bytes there, and 80 of any other module."""
+    net = "from torch import nn\ndef net(): return nn.Linear(4, 4)\n"
+    (tmp_path / "plain_room.py").write_text(net)
+    (tmp_path / "double_room.py").write_text(f"import torch\ntorch.set_default_dtype(torch.float64)\n{net}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    isolated = Isolation()
+    try:
+        sizes = [
+            isolated.count(ModelEntry(id=room, build=f"{room}_room:net")).weight_bytes
+            for room in ("double", "double", "plain", "double")
+        ]
+    finally:
+        isolated.close()
+    assert sizes == [160, 160, 80, 160]

@@ -252,8 +252,13 @@ def test_junit_has_numbers_and_places(project: Project) -> None:
     assert properties == {
         "model_budget.params": "2688",
         "model_budget.trainable_params": "2688",
+        "model_budget.non_trainable_params": "0",
+        "model_budget.non_embedding_params": "2688",
+        "model_budget.buffers": "0",
         "model_budget.weight_bytes": "10752",
         "model_budget.flops": "5376",
+        "model_budget.layers": "2",
+        "model_budget.largest_layer_share": "0.761905",
     }
     assert (cases["deep/two"].get("file"), cases["deep/two"].get("line")) == ("modelbudget.yaml", "5")
     assert (cases["encoder"].get("file"), cases["encoder"].get("line")) == ("test_models.py", "3")

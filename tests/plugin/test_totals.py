@@ -113,10 +113,10 @@ def test_a_conflict_of_one_line(zoo: Project) -> None:
 
 
 def test_from_layers_to_totals_and_back(small: Project) -> None:
-    """The other way is the stored state until an update; what it leaves is obsolete then, and pruned as usual."""
+    """The other way is the stored state until an update, which moves it: nothing is left where it was."""
     total = "__model_budget__/models@.totals.yaml"
     own = "__model_budget__/small.yaml"
-    for kind, old, place in (("totals", own, "a file of its own"), ("layers", total, total)):
+    for kind, place in (("totals", "a file of its own"), ("layers", total)):
         for width, outcome in ((64, {"passed": 1}), (65, {"failed": 1})):
             small.manifest(f"""
                 models:
@@ -131,11 +131,26 @@ def test_from_layers_to_totals_and_back(small: Project) -> None:
             models:
               small: {{build: zoo:of_width, args: [64], inputs: "float32[B, 32]", snapshot: {kind}}}
         """)
-        small.update().stdout.fnmatch_lines(["snapshots: wrote 1, 0 unchanged"])
-        assert len(small.snapshots()) == 2
-        small.plain("--model-budget-prune").stdout.fnmatch_lines([f"pruned {old}*"])
+        small.update().stdout.fnmatch_lines(
+            [
+                f"note: small: stored in {place} so far; rewritten now",
+                "snapshots: wrote 1, 0 unchanged, 1 removed where they were stored before",
+            ]
+        )
+        assert list(small.snapshots()) == [total if kind == "totals" else own]
         small.run().assert_outcomes(passed=1)
-        assert len(small.snapshots()) == 1
+
+
+def test_a_file_of_another_declaration_stays(project: Project) -> None:
+    """What no registration of the model wrote is not deleted by its update; the next check tells of it."""
+    project.manifest(MANIFEST.partition("    sources")[0])
+    project.update("modelbudget.yaml::whole")
+    mine = project.snapshot("whole").read_text(encoding="utf-8")
+    theirs = mine.replace("model: whole", "model: alone").replace("modelbudget.yaml", "test_gone.py::alone")
+    project.write("__model_budget__/alone.yaml", theirs)
+    project.update("modelbudget.yaml::alone")
+    assert "__model_budget__/alone.yaml" in project.snapshots()
+    project.run().stdout.fnmatch_lines(["1 snapshot file has no model in modelbudget.yaml:"])
 
 
 def test_decorator_and_fixture(project: Project) -> None:

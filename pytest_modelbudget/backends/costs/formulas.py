@@ -23,10 +23,12 @@ def fft(points: int, transforms: int, share: float) -> int:
     return ceil(share * transforms * points * log2(points)) if points > 1 else 0
 
 
-def einsum(subscripts: str, shapes: Sequence[Shape]) -> int:
+def einsum(subscripts: str, shapes: Sequence[Shape], path: Sequence[int] = ()) -> int:
     """Operands are multiplied from left to right; a pair that shares a summed index is a matrix product.
 
-    Its cost is `2 * product of the sizes of its indices`, after indices that only one operand has were summed.
+    `path` names pair after pair of what there is by its place, as torch does: `[1, 2, 0, 1]` multiplies the last two of
+    three first, whose product goes to the end. The cost of a pair is `2 * product of the sizes of its indices`, after
+    indices that only one operand has were summed.
     """
     terms, output = _terms(subscripts, [len(shape) for shape in shapes])
     sizes: dict[str, int] = {}
@@ -34,14 +36,19 @@ def einsum(subscripts: str, shapes: Sequence[Shape]) -> int:
         for index, size in zip(term, shape, strict=True):
             sizes[index] = max(size, sizes.get(index, 1))
     total = 0
+    step = 0
     while len(terms) > 1:
-        left, right, *rest = terms
+        pair = sorted((path[step], path[step + 1])) if path else [0, 1]
+        step += 2
+        left, right = (terms[place] for place in pair)
+        rest = [term for place, term in enumerate(terms) if place not in pair]
         needed = set(output).union(*rest)
         kept_indices = {index for index in {*left, *right} if index in needed}
         summed = {index for index in left if index in right and index not in needed}
         if summed:
             total += 2 * prod(sizes[index] for index in kept_indices | summed)
-        terms = ["".join(sorted(kept_indices)), *rest]
+        product = "".join(sorted(kept_indices))
+        terms = [*rest, product] if path else [product, *rest]
     return total
 
 

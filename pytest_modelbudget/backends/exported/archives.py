@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pytest_modelbudget.backends import zip_directory
 from pytest_modelbudget.backends.model_files import DamagedFile
 
 FETCH_AGAIN = "fetch it again, or save the model again"
 
-_DIRECTORY_BYTES = 16 << 20
-"""What the directory of an archive may take: some 200,000 members."""
-
-_TAIL_BYTES = (1 << 16) + 100
-_END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"
 _LOCAL_HEADER = 30
 """Bytes ahead of the name of a member; the last four are the sizes of this and of what follows it."""
 
@@ -129,18 +125,10 @@ class _Window(io.RawIOBase):
 
 def _check_directory(file: BinaryIO, size: int) -> None:
     """Whether the directory, which is read at once, is of a size that makes sense."""
-    file.seek(max(size - _TAIL_BYTES, 0))
-    tail = file.read(_TAIL_BYTES)
-    place, place_64 = tail.rfind(_END), tail.rfind(_END_64)
-    if place < 0 or len(tail) < place + 22:
+    if (declared := zip_directory.directory_bytes(file, size)) is None:
         raise DamagedFile(f"is damaged: the end of its zip archive is missing: {FETCH_AGAIN}")
-    directory = int.from_bytes(tail[place + 12 : place + 16], "little")
-    if place_64 >= 0:
-        directory = max(directory % 0xFFFFFFFF, int.from_bytes(tail[place_64 + 40 : place_64 + 48], "little"))
-    if directory > min(size, _DIRECTORY_BYTES):
-        raise DamagedFile(
-            f"is not read: its zip directory would take {directory:,} bytes, of a file of {size:,}: {FETCH_AGAIN}"
-        )
+    if problem := zip_directory.problem(declared, size):
+        raise DamagedFile(f"{problem}: {FETCH_AGAIN}")
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

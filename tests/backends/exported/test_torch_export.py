@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_modelbudget import Summary, summarize
 from pytest_modelbudget.backends.costs.flop_rules import rules_of
@@ -63,6 +64,25 @@ def test_of_two_branches_the_cheaper_one_counts_and_the_choice_is_named(tmp_path
     summary = summarize(export(build(), inputs, tmp_path / "m.pt2"))
     assert (summary.flops.value, summary.flops.uncounted) == (2 * 2 * 8 * 8, (("cond", 1),))
     assert summary.params == 72 + 288 + 264
+
+
+class LowRank(torch.nn.Module):
+    """A product of three operands, whose cheapest order depends on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((8, 16), (16, 4)))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bi,ij,jk->bk", rows, self.down, self.up)
+
+
+@pytest.mark.parametrize("batch", [2, 64])
+def test_operands_of_einsum_are_multiplied_in_the_order_that_torch_chose(tmp_path: Path, batch: int) -> None:
+    rows = torch.zeros(batch, 8)
+    with FlopCounterMode(display=False) as counter:
+        LowRank()(rows)
+    assert summarize(export(LowRank(), (rows,), tmp_path / "m.pt2")).flops.value == counter.get_total_flops()
 
 
 @NEWER_LAYOUT

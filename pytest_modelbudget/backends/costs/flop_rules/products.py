@@ -160,11 +160,9 @@ def tensordot_of_axes(call: OperatorCall) -> int:
 
 
 @flop_rule(torch_export="aten.einsum")
-def einsum_in_order(call: OperatorCall) -> int:
-    """See `formulas.einsum`; operands that are multiplied in another order than the given one have no formula."""
-    if call.argument("path"):
-        raise ValueError("a path of its own")
-    return einsum(call.argument("equation"), call.inputs)
+def einsum_by_path(call: OperatorCall) -> int:
+    """See `formulas.einsum`; torch writes down the order that it chose among three operands and more."""
+    return einsum(call.argument("equation"), call.inputs, call.argument("path") or ())
 
 
 @flop_rule(keras="ops.Einsum", tensorflow="Einsum", onnx="Einsum")
