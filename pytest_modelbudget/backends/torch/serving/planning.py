@@ -14,6 +14,7 @@ from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
+from pytest_modelbudget.backends.torch.serving.heads import repeat_heads
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
 from pytest_modelbudget.backends.torch.serving.sightings import CacheLaws, read_laws
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
@@ -72,12 +73,13 @@ def _served(runnable: RunnableModel, recipe: Serving) -> Iterator[ServedModel]:
         copy = copy_with_own_parameters(runnable.model)
         if precision != "fp32":
             copy = copy.to(torch.bfloat16 if precision == "bf16" else torch.float16)
+        repeated = repeat_heads(copy, recipe.tp)
         try:
             parallelize(copy, world.mesh(tp=recipe.tp), runnable.name)
         except ModelBudgetError as error:
             reason = str(error).partition(": cut it yourself")[0].replace("training.sharding", "serving.tp")
             raise ModelBudgetError(reason) from error
-        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32")
+        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32", repeated)
 
 
 @contextmanager
@@ -90,8 +92,8 @@ def _tp_explained(ranks: int) -> Iterator[None]:
             raise
         raise ModelBudgetError(
             f"{error}: with serving.tp: {ranks} each rank has a part of the heads: it must divide them, those of keys "
-            "too (heads that engines repeat on several ranks are not planned), and the model must find their number "
-            "from the width it gets"
+            "too (or these must divide it: they are repeated then, in attention as transformers writes it), and the "
+            "model must find their number from the width it gets"
         ) from error
 
 
@@ -208,6 +210,11 @@ class _Plans:
             yield (
                 f"{units.size(whole)} of the weights have no rule of tensor parallelism, and are whole on each of "
                 f"{self.recipe.tp} ranks"
+            )
+        if (heads := self.model.repeated_heads) is not None:
+            yield (
+                f"{heads} {'head' if heads == 1 else 'heads'} of keys on {self.recipe.tp} ranks: each rank has one, "
+                "which others have, too"
             )
         if cache_laws.by_token:
             yield (
