@@ -83,11 +83,13 @@ class ServedModel:
     """A model on meta that is served in one precision, and what its forward pass takes of the usual switches.
 
     `repeated_heads` is the number of heads of keys of which each of more ranks has a copy of one; else None.
+    `cut` are the ids of plain parameters of which a rank has its part alone.
     """
 
     runnable: RunnableModel
     precision: Precision
     repeated_heads: int | None = None
+    cut: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:

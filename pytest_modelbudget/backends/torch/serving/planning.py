@@ -14,6 +14,7 @@ from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
+from pytest_modelbudget.backends.torch.serving.experts import cut_experts
 from pytest_modelbudget.backends.torch.serving.heads import repeat_heads
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
 from pytest_modelbudget.backends.torch.serving.sightings import CacheLaws, read_laws
@@ -79,7 +80,8 @@ def _served(runnable: RunnableModel, recipe: Serving) -> Iterator[ServedModel]:
         except ModelBudgetError as error:
             reason = str(error).partition(": cut it yourself")[0].replace("training.sharding", "serving.tp")
             raise ModelBudgetError(reason) from error
-        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32", repeated)
+        cut = frozenset(id(part) for part in cut_experts(copy, recipe.tp))
+        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32", repeated, cut)
 
 
 @contextmanager
@@ -196,7 +198,8 @@ class _Plans:
         """Matrices that each of several ranks has as a whole."""
         if self.recipe.tp > 1:
             for parameter in self.model.runnable.model.parameters():
-                if local_part(parameter) is parameter and parameter.dim() > 1:
+                is_cut = local_part(parameter) is not parameter or id(parameter) in self.model.cut
+                if not is_cut and parameter.dim() > 1:
                     yield parameter
 
     def _notes(self, cache_laws: CacheLaws) -> Iterator[str]:
@@ -216,6 +219,8 @@ class _Plans:
                 f"{heads} {'head' if heads == 1 else 'heads'} of keys on {self.recipe.tp} ranks: each rank has one, "
                 "which others have, too"
             )
+        if self.recipe.tp > 1 and any(law.constant and not law.per_token for law in cache_laws.laws if not law.shared):
+            yield "states that no token adds to are as the model's own cut leaves them; engines cut them by heads"
         if cache_laws.by_token:
             yield (
                 f"the model goes token by token, so its cache was looked at up to {cache_laws.seen:,} tokens: a window "

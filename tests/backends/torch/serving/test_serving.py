@@ -264,6 +264,21 @@ def test_tensor_parallel(ranks: int, heads: int) -> None:
     assert any(f"of keys on {ranks} ranks" in note for note in rank.notes) == (heads < ranks)
 
 
+@pytest.mark.slow
+def test_experts_are_cut() -> None:
+    """A rank keeps its part of the width of each expert, and whole routers."""
+    experts, width = 4, 48
+    build = _transformer("MixtralConfig", num_key_value_heads=2, intermediate_size=width, num_local_experts=experts)
+
+    rank = _serve(build, tp=2)
+
+    attention = WIDTH * WIDTH * 2 + 2 * WIDTH * 2 * WIDTH // HEADS
+    cut = 2 * 64 * WIDTH + LAYERS * (attention + experts * 3 * width * WIDTH)
+    whole = LAYERS * experts * WIDTH
+    assert rank.by_role()["param"] == 2 * (cut // 2 + whole + (2 * LAYERS + 1) * WIDTH)
+    assert any(note.startswith("512 B of the weights") for note in rank.notes)
+
+
 @pytest.mark.parametrize(
     ("build", "inputs", "reason"),
     [
