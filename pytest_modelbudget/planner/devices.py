@@ -50,6 +50,18 @@ class Device:
         return self.capacity - self.kept - (self.context[1] if self.context else 0)
 
 
+def has_bfloat16(name: str) -> bool:
+    """Whether a device multiplies in bfloat16: NVIDIA's since compute capability 8.0; others only emulate it.
+
+    A size without a name is taken to have it.
+
+    Raises:
+        ModelBudgetError: no such device.
+    """
+    capability = device_by_name(name).capability
+    return not capability[:1].isdigit() or version_tuple(capability) >= (8,)
+
+
 def device_by_name(name: str) -> Device:
     """The device of a name (`A100 80GB`, `RTX 4090`, capitals and spaces do not matter) or of a size (`24 GB`).
 

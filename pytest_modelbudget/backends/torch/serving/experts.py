@@ -42,7 +42,7 @@ class _Stack:
 
     @property
     def width(self) -> int:
-        return self.whole.shape[self.dim]
+        return int(self.whole.shape[self.dim])
 
     def cut(self, ranks: int) -> nn.Parameter:
         shape = list(self.whole.shape)

@@ -32,7 +32,7 @@ def repeat_heads(model: nn.Module, ranks: int) -> int | None:
             continue
         for name in ("k_proj", "v_proj"):
             setattr(attention, name, _wider(getattr(attention, name), ranks // heads.keys))
-        attention.num_key_value_groups = heads.queries // ranks  # type: ignore[assignment]
+        attention.num_key_value_groups = heads.queries // ranks
         repeated = heads.keys
     return repeated
 
