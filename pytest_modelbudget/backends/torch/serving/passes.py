@@ -15,10 +15,12 @@ from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
+from pytest_modelbudget.backends.torch.serving.attention import fused_attention
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.caches import takes
 from pytest_modelbudget.backends.torch.training.step import StepRecording, record_step
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.recipe import Precision
 
@@ -119,7 +121,14 @@ class ServedModel:
 
         Of the tokens of a request the last one's result alone is made, where the model can be told so.
         """
-        return self._run(sizes, {"use_cache": False, "logits_to_keep": 1}, EngineRecorder, None)
+        switches = {"use_cache": False, "logits_to_keep": 1}
+        with fused_attention(self.runnable.model) as is_changed:
+            try:
+                return self._run(sizes, switches, EngineRecorder, None)
+            except ModelBudgetError:
+                if not is_changed:
+                    raise
+        return self._run(sizes, switches, EngineRecorder, None)  # its attention is not made for that kernel
 
     def _run(
         self,

@@ -204,6 +204,17 @@ def test_what_a_table_looked_up_goes_after_its_last_reader() -> None:
     assert holding.peak_bytes == other.peak_bytes
 
 
+def test_scores_of_attention_are_never_whole() -> None:
+    """An engine's kernel does not hold them: a model that makes them takes no more than one with a fused kernel."""
+    sizes = {"num_key_value_heads": 2, "intermediate_size": 64}
+    passes = [
+        _serve(_transformer("LlamaConfig", attn_implementation=name, **sizes), tokens=512, prefill=512)
+        for name in ("eager", "sdpa")
+    ]
+
+    assert passes[0].peak_bytes == passes[1].peak_bytes
+
+
 def test_requests_that_fit() -> None:
     """The largest numbers of requests and of tokens fit the share of a device that the engine has, one more does not."""
     recipe = {"engine": "paged", "devices": "1 GB", "tokens": 4_000, "prefill": 4_000}
