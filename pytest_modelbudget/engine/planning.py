@@ -15,6 +15,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import BATCH, Inputs
 from pytest_modelbudget.planner import AnyRecipe, Recipe, Serving, Training, growth, sums
 from pytest_modelbudget.planner.advice import MAX_SIZE, largest_fitting_size, levers, unit_of, with_size
+from pytest_modelbudget.planner.devices import has_bfloat16
 from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.known_states import KnownStates
 from pytest_modelbudget.planner.loops import resolved
@@ -229,7 +230,8 @@ def _plan_with_advice(subject: CountedModel, recipe: AnyRecipe, *, advice: bool)
     sizes = subject.sizes_of(recipe)
     known = KnownStates()
     known.note(recipe, plan)
-    helpful = plan.levers or levers(recipe, plan, partial(_measured, subject, known=known), sizes.get(BATCH))
+    measure, bfloat16 = partial(_measured, subject, known=known), _has_bfloat16(plan)
+    helpful = plan.levers or levers(recipe, plan, measure, sizes.get(BATCH), bfloat16=bfloat16)
     ways = tuple(_ways(subject, plan, recipe, sizes.get(BATCH), limits, advice, known))
     plan = replace(plan, levers=helpful, ways=ways)
     return _with_largest_sizes(plan, subject, recipe, sizes) if advice else plan
@@ -268,7 +270,13 @@ def _ways(
     for fit in plan.fits:
         if fit.verdict == "does not fit" or (fit.verdict == "tight" and (advice or fit.device in strict)):
             fit_of = partial(_measured_fit, subject, device=fit.device, known=known)
-            yield cheapest_way(recipe, fit.device, fit_of, batch, known=known, capacity=fit.capacity)
+            bfloat16 = has_bfloat16(fit.device)
+            yield cheapest_way(recipe, fit.device, fit_of, batch, known=known, capacity=fit.capacity, bfloat16=bfloat16)
+
+
+def _has_bfloat16(plan: Plan) -> bool:
+    """Whether one of the devices of a plan multiplies in bfloat16; taken to be so where none is named."""
+    return not plan.fits or any(has_bfloat16(fit.device) for fit in plan.fits)
 
 
 def _breaks_memory_limit(plan: Plan, limits: Sequence[Budget]) -> bool:

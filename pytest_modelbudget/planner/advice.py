@@ -36,29 +36,31 @@ def unit_of(recipe: Recipe, dim: str) -> int:
 
 
 def alternatives(
-    recipe: Recipe, batch: int | None = None, plan: Plan | None = None
+    recipe: Recipe, batch: int | None = None, plan: Plan | None = None, *, bfloat16: bool = True
 ) -> Iterator[tuple[str, Recipe, str]]:
     """Single changes of a recipe that save memory: an order, the changed recipe, and what it costs.
 
-    `batch` is the size of B in the run, None where there is none. Of a recorded run, with its `plan`, those are left
-    out that cannot lower the peak by a hundredth.
+    `batch` is the size of B in the run, None where there is none; without `bfloat16` the devices only emulate it. Of a
+    recorded run, with its `plan`, those are left out that cannot lower the peak by a hundredth.
     """
     least = 0 if plan is None or plan.reserved_bytes is None else LEAST_SAVING * (plan.peak_bytes or 0)
-    for change in (*changes_of(recipe), *islice(smaller_passes(recipe, batch), 1)):
+    for change in (*changes_of(recipe, bfloat16=bfloat16), *islice(smaller_passes(recipe, batch), 1)):
         if plan is not None and change.most_saved(plan) < least:
             continue
         yield change.name, change.applied(recipe), change.note
 
 
-def levers(recipe: Recipe, plan: Plan, measure: Measure, batch: int | None = None) -> tuple[Lever, ...]:
+def levers(
+    recipe: Recipe, plan: Plan, measure: Measure, batch: int | None = None, *, bfloat16: bool = True
+) -> tuple[Lever, ...]:
     """The alternatives that lower the peak of `plan` by at least a hundredth, the one that saves most first.
 
-    An alternative that the model cannot run is left out.
+    An alternative that the model cannot run is left out; see `alternatives`.
     """
     if plan.peak_bytes is None:
         return ()
     helpful = []
-    for name, changed, note in alternatives(recipe, batch, plan):
+    for name, changed, note in alternatives(recipe, batch, plan, bfloat16=bfloat16):
         peak = measure(changed).peak_bytes
         if peak is not None and plan.peak_bytes - peak >= LEAST_SAVING * plan.peak_bytes:
             helpful.append(Lever(name, peak, note))

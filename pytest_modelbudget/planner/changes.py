@@ -88,6 +88,10 @@ def _is_whole(recipe: Recipe) -> bool:
     return isinstance(recipe, Training) and recipe.sharding is None and not recipe.pipeline
 
 
+def _infers_in_wide_weights(recipe: Recipe) -> bool:
+    return not isinstance(recipe, Training) and _has_wide_weights(recipe)
+
+
 def _optimizer(name: str) -> dict[str, Any]:
     return {"optimizer": name, "optimizer_options": {}, "foreach": None, "fused": None}
 
@@ -107,17 +111,26 @@ CHANGES: tuple[Change, ...] = (
 )  # fmt: skip
 """All changes but accumulation, which depends on the batch, by what they cost."""
 
+_IN_FLOAT16: Mapping[str, Change] = {
+    "bf16-mixed": Change("numerics", {"precision": "fp16-mixed"}, "", _trains_in_full_precision),
+    "bf16": Change("numerics", {"precision": "fp16"}, "", _infers_in_wide_weights),
+}
+"""In place of the changes to bfloat16, for devices that only emulate it."""
+
 
 def smaller_passes(recipe: Recipe, batch: int | None) -> Iterator[Change]:
-    """The batch halved as often as it goes, with as many more accumulated passes; the largest first."""
+    """The batch in equal parts, as many accumulated passes each; the largest parts first."""
     if not isinstance(recipe, Training) or not batch or recipe.pipeline:
         return
-    passes = recipe.gradient_accumulation
-    while batch > 1 and batch % 2 == 0:
-        batch, passes = batch // 2, passes * 2
-        yield Change("memory", {"gradient_accumulation": passes, "batch": batch})
+    for parts in range(2, batch + 1):
+        if batch % parts == 0:
+            passes = recipe.gradient_accumulation * parts
+            yield Change("memory", {"gradient_accumulation": passes, "batch": batch // parts})
 
 
-def changes_of(recipe: Recipe) -> list[Change]:
-    """The changes of the table that are ones of this recipe."""
-    return [change for change in CHANGES if change.applies(recipe)]
+def changes_of(recipe: Recipe, *, bfloat16: bool = True) -> list[Change]:
+    """The changes of the table that are ones of this recipe, for devices that have `bfloat16` or do not."""
+    table = (
+        CHANGES if bfloat16 else [_IN_FLOAT16.get(str(change.values.get("precision")), change) for change in CHANGES]
+    )
+    return [change for change in table if change.applies(recipe)]

@@ -27,6 +27,10 @@ DRIVER_SHARE = 0.02
 torch sees 23.52 GiB; of an A100, 81,920 MiB and 79.25 GiB."""
 
 
+_MEASURED = r"\s*(.+?)\s*\(context ([^()]+)\)\s*"
+"""A device whose context was measured, as `calibrated` writes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device; `capacity` are the bytes that a process can allocate, as torch tells them (`total_memory`).
@@ -50,6 +54,28 @@ class Device:
         return self.capacity - self.kept - (self.context[1] if self.context else 0)
 
 
+def card_of(name: str) -> str:
+    """The name of a device without what was measured of its context.
+
+    Raises:
+        ModelBudgetError: no such device.
+    """
+    measured = re.fullmatch(_MEASURED, name)
+    return device_by_name(measured[1] if measured else name).name
+
+
+def has_bfloat16(name: str) -> bool:
+    """Whether a device multiplies in bfloat16: NVIDIA's since compute capability 8.0; others only emulate it.
+
+    A size without a name is taken to have it.
+
+    Raises:
+        ModelBudgetError: no such device.
+    """
+    capability = device_by_name(name).capability
+    return not capability[:1].isdigit() or version_tuple(capability) >= (8,)
+
+
 def device_by_name(name: str) -> Device:
     """The device of a name (`A100 80GB`, `RTX 4090`, capitals and spaces do not matter) or of a size (`24 GB`).
 
@@ -60,7 +86,7 @@ def device_by_name(name: str) -> Device:
     Raises:
         ModelBudgetError: neither a known name nor a size, or a name that several devices share.
     """
-    if measured := re.fullmatch(r"\s*(.+?)\s*\(context ([^()]+)\)\s*", name):
+    if measured := re.fullmatch(_MEASURED, name):
         size = units.parse_reading(measured[2])
         bounds = max(0, size - CONTEXT_CHANGES), size + CONTEXT_CHANGES
         return replace(device_by_name(measured[1]), name=name.strip(), context=bounds)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from pytest_modelbudget.planner.devices import device_by_name, device_data
+from pytest_modelbudget.planner.devices import card_of, device_data
 from pytest_modelbudget.planner.traffic import Work
 from pytest_modelbudget.summary.plan import PICOSECONDS, BoundPart, Limited, TimeBound
 
@@ -42,7 +42,7 @@ def speed_of(device: str) -> Speed | None:
     Raises:
         ModelBudgetError: no such device.
     """
-    return _speeds().get(device_by_name(device).name)
+    return _speeds().get(card_of(device))
 
 
 def time_bounds(work: Sequence[Work], devices: Iterable[str]) -> Iterator[TimeBound]:

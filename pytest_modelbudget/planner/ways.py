@@ -25,6 +25,7 @@ def cheapest_way(
     *,
     known: KnownStates | None = None,
     capacity: int = 0,
+    bfloat16: bool = True,
 ) -> Way:
     """The cheapest changes with which the run surely fits `device`, and the recipe with them.
 
@@ -32,11 +33,11 @@ def cheapest_way(
     then, dearest first, each is taken back without which it still fits, and the batch is made as large as fits. So none
     of those that are left can be left out. A run whose weights and states alone are more than the `capacity`, by what
     is `known` of them, is not recorded. At most `MOST_RECORDINGS` plans are made; a way without a recipe says that none
-    was found among them.
+    was found among them. Without `bfloat16` the device only emulates that.
     """
     trials = _Trials(recipe, fit_of, known or KnownStates(), capacity)
     passes = list(smaller_passes(recipe, batch))
-    taken = trials.added(_by_cost([*changes_of(recipe), *passes[-1:]]))
+    taken = trials.added(_by_cost([*changes_of(recipe, bfloat16=bfloat16), *passes[-1:]]))
     if not taken:
         return Way(device, tried=trials.count)
     for change in sorted(taken[:-1], key=lambda change: -COSTS.index(change.cost)):

@@ -96,6 +96,7 @@ def test_cards_that_clock_higher_than_their_datasheet_are_bounded_by_the_higher_
 def test_every_device_has_a_speed() -> None:
     """A device that plans know has its rates."""
     assert [name for name in device_names() if speed_of(name) is None] == []
+    assert speed_of("rtx 3090 (context 350 MiB)") == speed_of("RTX 3090 24GB")
 
 
 def test_a_view_of_what_was_there_moves_its_own_bytes() -> None:

@@ -9,6 +9,7 @@ import pytest
 from pytest_modelbudget.loading import read_yaml
 from pytest_modelbudget.planner import Inference, Recipe, Training, written
 from pytest_modelbudget.planner.advice import alternatives
+from pytest_modelbudget.planner.devices import has_bfloat16
 from pytest_modelbudget.planner.known_states import KnownStates
 from pytest_modelbudget.planner.ways import MOST_RECORDINGS, cheapest_way
 from pytest_modelbudget.summary import Fit, Part, Plan
@@ -49,6 +50,40 @@ def test_the_cheapest_way(capacity: int, recipe: str) -> None:
     way = cheapest_way(Training(batch=32), "card", fit_of, batch=32)
     assert read_section(way.recipe) == read_section(f"training: {recipe}")
     assert way.tried == len(asked) <= MOST_RECORDINGS
+
+
+def test_passes_of_any_equal_part() -> None:
+    """A batch that halves to an odd number is cut further, and one that does not halve, too."""
+
+    def recipe_of(batch: int, capacity: int) -> str:
+        return cheapest_way(
+            Training(batch=batch), "card", lambda recipe: Fit("card", capacity, bytes_of(recipe)), batch=batch
+        ).recipe
+
+    assert recipe_of(6, 3200) == "training: {batch: 2, gradient_accumulation: 3, fused: true}"
+    assert recipe_of(7, 3100) == "training: {batch: 1, gradient_accumulation: 7, fused: true}"
+
+
+def test_no_way_to_what_a_device_only_emulates() -> None:
+    """Where there is no bfloat16, float16 is told, in training beside weights in float32 alone."""
+    asked: list[Recipe] = []
+
+    def fit_of(recipe: Recipe) -> Fit:
+        asked.append(recipe)
+        return Fit("T4", 1, bytes_of(recipe) if isinstance(recipe, Training) else 2)
+
+    for recipe in (Training(batch=4), Inference()):
+        cheapest_way(recipe, "T4", fit_of, batch=4, bfloat16=has_bfloat16("T4"))
+
+    assert {recipe.precision for recipe in asked if isinstance(recipe, Training)} == {"fp32", "fp16-mixed"}
+    assert {recipe.precision for recipe in asked if isinstance(recipe, Inference)} == {"fp16"}
+    assert [has_bfloat16(name) for name in ("T4", "V100", "A100 80GB", "MI300X", "8 GB")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def read_section(text: str) -> Recipe | None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from pytest_modelbudget.backends.torch.costs.rules import Cost
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
+from pytest_modelbudget.backends.torch.model.dtensors import local_part
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
+from pytest_modelbudget.backends.torch.serving.attention import fused_attention
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.caches import takes
 from pytest_modelbudget.backends.torch.training.step import StepRecording, record_step
-from pytest_modelbudget.planner import Inference, MemoryTrace
+from pytest_modelbudget.errors import ModelBudgetError
+from pytest_modelbudget.planner import Inference, MemoryEvent, MemoryTrace
 from pytest_modelbudget.planner.recipe import Precision
 
 Seen = TypeVar("Seen")
@@ -36,12 +41,57 @@ class _OperatorCounter(Recorder):
         self.operators += 1
 
 
+class EngineRecorder(Recorder):
+    """Lets go of what a table looked up after its last reader, as the models of engines do.
+
+    Those of transformers hold it, as `inputs_embeds`, until all blocks have run; in vLLM's the result of a block takes
+    its place (`hidden_states = self.embed_input_ids(input_ids)`, then `hidden_states, residual = layer(...)`).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._tables = {self._paths[id(module)] for module in model.modules() if isinstance(module, nn.Embedding)}
+        self._last_reader: dict[int, int] = {}
+
+    def operator(self, cost: Cost, view: bool, operands: list[torch.Tensor], args: Any, kwargs: Any, out: Any) -> None:
+        """Note one operator, and which of what was looked up it reads."""
+        super().operator(cost, view, operands, args, kwargs, out)
+        if view:
+            return
+        last = len(self._events) - 1
+        if (event := self._events[last]).path in self._tables:
+            self._last_reader.update((number, last) for number, _ in event.made)
+        for tensor in operands:
+            number = self._numbers.get(storage_key(local_part(tensor)))
+            if number in self._last_reader:
+                self._last_reader[number] = last
+
+    def memory_trace(self) -> MemoryTrace:
+        """What was noted, with what was looked up let go of early."""
+        trace = super().memory_trace()
+        return replace(trace, events=tuple(self._freed_early(trace.events)))
+
+    def _freed_early(self, events: tuple[MemoryEvent, ...]) -> Iterator[MemoryEvent]:
+        let_go = {number for event in events for number in event.freed} & self._last_reader.keys()
+        readers = {number: index for number, index in self._last_reader.items() if number in let_go}
+        for index, event in enumerate(events):
+            freed = (number for number in event.freed if number not in readers)
+            early = (number for number, reader in readers.items() if reader == index - 1)
+            yield replace(event, freed=(*freed, *early))
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model on meta that is served in one precision, and what its forward pass takes of the usual switches."""
+    """A model on meta that is served in one precision, and what its forward pass takes of the usual switches.
+
+    `repeated_heads` is the number of heads of keys of which each of more ranks has a copy of one; else None.
+    `cut` are the ids of plain parameters of which a rank has its part alone.
+    """
 
     runnable: RunnableModel
     precision: Precision
+    repeated_heads: int | None = None
+    cut: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -71,7 +121,14 @@ class ServedModel:
 
         Of the tokens of a request the last one's result alone is made, where the model can be told so.
         """
-        return self._run(sizes, {"use_cache": False, "logits_to_keep": 1}, Recorder, None)
+        switches = {"use_cache": False, "logits_to_keep": 1}
+        with fused_attention(self.runnable.model) as is_changed:
+            try:
+                return self._run(sizes, switches, EngineRecorder, None)
+            except ModelBudgetError:
+                if not is_changed:
+                    raise
+        return self._run(sizes, switches, EngineRecorder, None)  # its attention is not made for that kernel
 
     def _run(
         self,

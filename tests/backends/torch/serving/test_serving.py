@@ -185,6 +185,36 @@ def test_peak_adds_up() -> None:
     assert two.peak_bytes - one.peak_bytes == one.cache.bytes
 
 
+class Holding(Own):
+    """A model that holds what its table looked up until it returns, as those of transformers do."""
+
+    def forward(self, ids: torch.Tensor, memory: Any = None, bias: Any = None) -> Any:
+        looked_up: list[torch.Tensor] = []
+        handle = self.embedding.register_forward_hook(lambda _module, _args, out: looked_up.append(out))
+        try:
+            return super().forward(ids, memory, bias)
+        finally:
+            handle.remove()
+
+
+def test_what_a_table_looked_up_goes_after_its_last_reader() -> None:
+    """An engine's model does not hold it; that of transformers does."""
+    holding, other = (_serve(partial(kind, True), prefill=32) for kind in (Holding, Own))
+
+    assert holding.peak_bytes == other.peak_bytes
+
+
+def test_scores_of_attention_are_never_whole() -> None:
+    """An engine's kernel does not hold them: a model that makes them takes no more than one with a fused kernel."""
+    sizes = {"num_key_value_heads": 2, "intermediate_size": 64}
+    passes = [
+        _serve(_transformer("LlamaConfig", attn_implementation=name, **sizes), tokens=512, prefill=512)
+        for name in ("eager", "sdpa")
+    ]
+
+    assert passes[0].peak_bytes == passes[1].peak_bytes
+
+
 def test_requests_that_fit() -> None:
     """The largest numbers of requests and of tokens fit the share of a device that the engine has, one more does not."""
     recipe = {"engine": "paged", "devices": "1 GB", "tokens": 4_000, "prefill": 4_000}
@@ -216,23 +246,48 @@ def test_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "heads", "share"), [pytest.param(2, 2, 2, id="divides"), pytest.param(4, 2, None, id="does-not")]
+    ("ranks", "heads"),
+    [
+        pytest.param(2, 2, id="divides"),
+        pytest.param(4, 2, id="repeated"),
+        pytest.param(4, 1, id="one-head-repeated"),
+        pytest.param(3, 2, id="queries-do-not-divide"),
+    ],
 )
-def test_tensor_parallel(ranks: int, heads: int, share: int | None) -> None:
-    """A rank keeps its part of the heads and of tied weights; ranks that do not divide the heads are not guessed."""
+def test_tensor_parallel(ranks: int, heads: int) -> None:
+    """A rank keeps its part of tied weights and of the heads, at least one of these; what does not divide is `?`."""
     build = _transformer("LlamaConfig", num_key_value_heads=heads, intermediate_size=64, tie_word_embeddings=True)
-    whole, rank = _serve(build), _serve(build, tp=ranks)
+    rank = _serve(build, tp=ranks)
 
-    assert whole.cache is not None
-    if share is None:
+    if HEADS % ranks:
         assert (rank.cache, rank.peak_bytes) == (None, None)
         assert "it must divide them, those of keys too" in rank.notes[0]
         return
     assert rank.cache is not None
     assert rank.ranks == ranks
-    assert rank.cache.bytes * share == whole.cache.bytes
-    norms = (2 * LAYERS + 1) * WIDTH * 2
-    assert (rank.by_role()["param"] - norms) * share == whole.by_role()["param"] - norms
+    own_heads = max(1, heads // ranks)
+    keys = own_heads * WIDTH // HEADS
+    assert rank.cache.bytes_per_token == LAYERS * 2 * keys * 2
+    assert rank.cache.bytes == REQUESTS * TOKENS * LAYERS * 2 * keys * 2
+    cut = 64 * WIDTH + LAYERS * (2 * WIDTH * WIDTH + 3 * 64 * WIDTH)
+    norms = (2 * LAYERS + 1) * WIDTH
+    assert rank.by_role()["param"] == 2 * (cut // ranks + LAYERS * 2 * keys * WIDTH + norms)
+    assert any(f"of keys on {ranks} ranks" in note for note in rank.notes) == (heads < ranks)
+
+
+@pytest.mark.slow
+def test_experts_are_cut() -> None:
+    """A rank keeps its part of the width of each expert, and whole routers."""
+    experts, width = 4, 48
+    build = _transformer("MixtralConfig", num_key_value_heads=2, intermediate_size=width, num_local_experts=experts)
+
+    rank = _serve(build, tp=2)
+
+    attention = WIDTH * WIDTH * 2 + 2 * WIDTH * 2 * WIDTH // HEADS
+    cut = 2 * 64 * WIDTH + LAYERS * (attention + experts * 3 * width * WIDTH)
+    whole = LAYERS * experts * WIDTH
+    assert rank.by_role()["param"] == 2 * (cut // 2 + whole + (2 * LAYERS + 1) * WIDTH)
+    assert any(note.startswith("512 B of the weights") for note in rank.notes)
 
 
 @pytest.mark.parametrize(
