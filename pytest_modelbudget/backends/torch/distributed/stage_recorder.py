@@ -156,7 +156,13 @@ class StageRecorder(CollectiveRecorder):
         )
 
     def repeat(self, original: Microbatch, name: str, microbatch: Microbatch) -> Any:
-        """The pass `name` of `original` runs for `microbatch`; gives what it gives to torch's schedule."""
+        """The pass `name` of `original` runs for `microbatch`; gives what it gives to torch's schedule.
+
+        Raises:
+            NotRepeatableError: it did not run in `original` yet.
+        """
+        if name not in original.segments:
+            raise NotRepeatableError
         segment, numbers = original.segments[name], microbatch.numbers
         self._flush()
         start = len(self._events)

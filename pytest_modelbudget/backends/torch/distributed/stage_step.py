@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.compat import no_functions, no_modes
 from pytest_modelbudget.backends.torch.distributed.collective_recorder import resizes_recorded
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, calls_of
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
@@ -136,7 +136,7 @@ class StageStep(StepRecording):
                 self.pipeline.stages,
                 recorder=recorder,
                 enter=self.entering(recipe, recorder, kernels),
-                repeats=self.repeats and not self.pipeline.splits_backward,
+                repeats=self.repeats,
                 group=None if self.mesh is None else self.mesh["pp"].get_group(),
                 **self.metadata(stage, call),
             )
@@ -190,9 +190,10 @@ class StageStep(StepRecording):
             finally:
                 torch.set_autocast_enabled("cpu", enabled)
             if phase == "backward":
-                for parameter in (*self.own_parameters, *module.parameters()):  # others while they are gathered
-                    if parameter.grad is not None:
-                        recorder.set_role(parameter.grad, "gradient")
+                with no_functions():  # which would hear of each `.grad`
+                    for parameter in (*self.own_parameters, *module.parameters()):  # others while they are gathered
+                        if parameter.grad is not None:
+                            recorder.set_role(parameter.grad, "gradient")
 
         return enter
 
@@ -255,9 +256,12 @@ class StageStep(StepRecording):
         try:
             kind = schedules.get_schedule_class(name)
             several = issubclass(kind, schedules.PipelineScheduleMulti)
-            return kind(list(stages) if several else stages[0], self.pipeline.microbatches, loss)
+            schedule = kind(list(stages) if several else stages[0], self.pipeline.microbatches, loss)
         except ValueError as error:
             raise ModelBudgetError(f"training.pipeline: {self.pipeline.schedule}: {error}") from error
+        for stage in stages:
+            stage.scheduled_by(schedule, self.rank)
+        return schedule
 
 
 def _stepped(schedule: Any, inputs: Sequence[torch.Tensor], ends: Mapping[str, Any]) -> Any:
