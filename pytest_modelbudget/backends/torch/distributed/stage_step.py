@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_functions, no_modes
-from pytest_modelbudget.backends.torch.distributed.collective_recorder import resizes_recorded
+from pytest_modelbudget.backends.torch.distributed.collective_recorder import fsdp_recorded
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, calls_of
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
@@ -70,7 +70,7 @@ class StageStep(StepRecording):
         self.recorder = lambda model: StageRecorder(model, own)
         recorder = super().recorder_for(call, kernels)
         assert isinstance(recorder, StageRecorder)
-        self.cleanup.enter_context(resizes_recorded([recorder]))
+        self.cleanup.enter_context(fsdp_recorded([recorder]))
         for module in self.stage_modules:
             module.recorder = recorder
             recorder.transparent(module.blocks)

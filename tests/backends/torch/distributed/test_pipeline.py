@@ -129,6 +129,20 @@ def test_stages_that_are_sharded() -> None:
         assert flops[0] == flops[1]
 
 
+def test_sums_of_gradients_that_fsdp_makes() -> None:
+    """By its policy it runs in half precision and adds up microbatches whole in float32, which are gradients."""
+    step, _ = ranks_of(
+        {"ranks": 2, "microbatches": 2, "split": ["layers.1"]}, sharding={"fsdp": 2, "casts": "policy"},
+        precision="bf16-mixed",
+    )  # fmt: skip
+    trace, parameters = step.memory_trace, TABLE + BLOCK
+    made = [
+        size for event in trace.events[trace.measured :] for number, size in event.made
+        if trace.roles.get(number) == "gradient"
+    ]  # fmt: skip
+    assert sum(made) == FLOAT * (parameters + parameters // 2)  # the whole, and this rank's part of it
+
+
 def most_in_flight(trace: MemoryTrace, block: str) -> int:
     """How many results of the activation function of a block are alive at once in the last step."""
     alive: set[int] = set()
