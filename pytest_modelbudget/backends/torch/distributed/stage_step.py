@@ -23,8 +23,9 @@ from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.training.gradients import drop_gradients
+from pytest_modelbudget.backends.torch.training.head import Head
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs
-from pytest_modelbudget.backends.torch.training.losses import CrossEntropy, cross_entropy_of, loss_function
+from pytest_modelbudget.backends.torch.training.losses import cross_entropy_of, loss_function
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of
 from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording, recorded_passes
 from pytest_modelbudget.backends.torch.training.weights import MIXED
@@ -89,6 +90,8 @@ class StageStep(StepRecording):
         params = [parameter for parameter in self.own_parameters if parameter.requires_grad]
         optimizer = self.optimizer(recipe, params, self.model) if params else None
         losses = list[torch.Tensor]()
+        for module in self.stage_modules:
+            module.head = self.head if self.fused_loss else None
         target = self.target(recorder)
         stages = self.stages(recipe, call, recorder, kernels)
         schedule = self.schedule(stages, recipe)
@@ -121,9 +124,19 @@ class StageStep(StepRecording):
         """What a step of the schedule is called with: the first stage gets inputs, the last one what a loss needs."""
         inputs = tensors((call.args, call.kwargs)) if 0 in self.stage_indices else []
         ends: dict[str, Any] = {} if target is None else {"target": target, "losses": losses}
-        if recipe.outputs == "dropped" and "return_outputs" in inspect.signature(schedule.step).parameters:
+        drops_outputs = recipe.outputs == "dropped" or self.fused_loss  # with this the model returns no hidden states
+        if drops_outputs and "return_outputs" in inspect.signature(schedule.step).parameters:
             ends["return_outputs"] = False
         return list(inputs), ends
+
+    def head(self) -> Head:
+        """The head that the loss takes the place of, as it is now: FSDP gathers its weight."""
+        weight, *bias = map(self.model.get_parameter, self.cut.head)
+        return Head(weight, *bias or (None,))
+
+    def head_of(self, loss: str, call: ModelCall, dispatcher: Any) -> Head:
+        """What was found where the model was cut."""
+        return self.head()
 
     def stages(self, recipe: Training, call: ModelCall, recorder: StageRecorder, kernels: DeviceKernels) -> list[Any]:
         """torch's stages of this rank."""
@@ -212,19 +225,22 @@ class StageStep(StepRecording):
         """What a stage takes and gives, which torch would find out in a first step."""
         survey, count = self.cut.survey, self.pipeline.microbatches
 
-        def handed_on(cut: int) -> torch.Tensor:
-            hidden = survey.hidden[cut]
+        def handed_on(cut: int) -> tuple[torch.Tensor, ...]:
+            crossing = [survey.hidden[cut], *(crossing.first for crossing in survey.handed_on(cut))]
             with no_modes():
-                return torch.empty_strided(
-                    hidden.shape, hidden.stride(), dtype=hidden.dtype, device="meta"
-                ).requires_grad_()
+                return tuple(
+                    torch.empty_strided(
+                        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+                    ).requires_grad_()
+                    for tensor in crossing
+                )  # fmt: skip
 
         blocks = self.cut.blocks_of_stage(stage)
-        first = tuple(tensors(calls_of(call, count)[0])) if not stage else (handed_on(blocks[0]),)
+        first = tuple(tensors(calls_of(call, count)[0])) if not stage else handed_on(blocks[0])
         last = stage == self.pipeline.stages - 1
         with no_modes():
             number = torch.empty((), device="meta")
-        return {"input_args": first, "output_args": (number if last else handed_on(blocks[-1] + 1),)}
+        return {"input_args": first, "output_args": (number,) if last else handed_on(blocks[-1] + 1)}
 
     def schedule(self, stages: Sequence[Any], recipe: Training) -> Any:
         """torch's schedule of these stages.
@@ -236,7 +252,7 @@ class StageStep(StepRecording):
 
         name = SCHEDULES[self.pipeline.schedule]
         last = next((stage for stage in stages if stage.is_last), None)
-        loss_of, count = loss_function(recipe), 0
+        loss_of, count = self.fused_loss or loss_function(recipe), 0
 
         def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
             nonlocal count
@@ -244,9 +260,10 @@ class StageStep(StepRecording):
             assert last is not None
 
             def run() -> torch.Tensor:
-                compared = cross_entropy_of(loss_of)
-                if isinstance(compared, CrossEntropy):
+                if (compared := self.fused_loss or cross_entropy_of(loss_of)) is not None:
                     compared.targets = target
+                if self.fused_loss is not None:
+                    self.fused_loss.head = self.head()
                 returned, last.module.returned = last.module.returned, None
                 number: torch.Tensor = loss_of(output if returned is None else returned)
                 return number

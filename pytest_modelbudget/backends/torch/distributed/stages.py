@@ -9,16 +9,28 @@ Imported where a pipeline is planned alone: `torch.distributed.pipelining` bring
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import BACKWARD_INPUT
 
+from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import Microbatch, StageRecorder
+from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.summary import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a stage passes on as it received it: the tensor `slot` of `args_recv_info` or `grad_recv_info`."""
+
+    infos: str
+    slot: int
+
 
 Enter = Callable[[Phase, StageModule], Any]
 """Makes the context of a part of a step, in which a stage runs."""
@@ -76,13 +88,26 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         """One pass of a microbatch, `run` or repeated; `output_of` its result is what torch's schedule gets."""
         microbatch = self._microbatches.setdefault(index, Microbatch())
         with self.enter(phase, self.module):
+            received = {storage_key(tensor): slot for slot, tensor in self._received(index)}
             if (original := self.original_of(index)) is not None:
-                return self.recorder.repeat(original, name, microbatch)
+                out = self.recorder.repeat(original, name, microbatch)
+                return tree_map_only(Received, dict(self._received(index)).__getitem__, out)
             self.module.microbatch = index
-            with self.recorder.pass_of(microbatch, name) as out:
+            with self.recorder.pass_of(microbatch, name) as outs:
                 result = run()
-                out.append(output_of(result))
+                outs.append(
+                    tree_map_only(
+                        torch.Tensor, lambda tensor: received.get(storage_key(tensor), tensor), output_of(result)
+                    )
+                )
             return result
+
+    def _received(self, index: int) -> Iterator[tuple[Received, torch.Tensor]]:
+        """The tensors that a microbatch gets from other stages."""
+        for name in ("args_recv_info", "grad_recv_info"):
+            for slot, info in enumerate(getattr(self, name).get(index, ())):
+                if isinstance(info.buffer, torch.Tensor):
+                    yield Received(name, slot), info.buffer
 
     def forward_one_chunk(self, fwd_chunk_id: int, args: Any, kwargs: Any = None, **options: Any) -> Any:
         """Run the forward pass of a microbatch."""

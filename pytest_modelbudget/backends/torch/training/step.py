@@ -253,6 +253,10 @@ class StepRecording:
         """The head that a `loss` of hidden states takes the place of, found by a pass that is not recorded."""
         if self.shard is not None:
             raise ModelBudgetError(f"training.loss: {loss} is not planned with sharding: write module:callable")
+        return self.head_in_pass(loss, call, dispatcher)
+
+    def head_in_pass(self, loss: str, call: ModelCall, dispatcher: Any) -> Head:
+        """The head, from a pass of the whole model; see `find_head`."""
         with observing(Observer(part_ids(self.model)), dispatcher):
             return find_head(lambda: self.model(*call.args, **call.kwargs), loss)
 

@@ -63,6 +63,28 @@ class Residual(Deep):
         return self.lm_head(self.norm(out))
 
 
+class Noting(Block):
+    """A block that leaves what it made in a list."""
+
+    def forward(self, x: torch.Tensor, notes: list[torch.Tensor]) -> torch.Tensor:
+        notes.append(self.norm1(x))
+        return super().forward(x)
+
+
+class Leaving(Deep):
+    """The code after all blocks reads what they left in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Noting() for _ in range(6))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out, notes = self.embed_tokens(ids), list[torch.Tensor]()
+        for layer in self.layers:
+            out = layer(out, notes)
+        return self.lm_head(self.norm(sum(notes, out)))
+
+
 class Failing(Deep):
     """Its code fails in the second microbatch."""
 
@@ -100,6 +122,24 @@ def test_states_and_bytes_sent() -> None:
     # room for what each microbatch gets of the stage before, and of the one after
     received = [lasting(step.memory_trace).get("received", 0) for step in (first, middle, last)]
     assert received == [ROWS, 2 * ROWS, ROWS]
+
+
+@pytest.mark.parametrize(("build", "count"), [(Skipping, 2), (Residual, 1)])
+def test_what_stages_hand_on(build: Any, count: int) -> None:
+    """All that later stages read of earlier ones, and the gradients of it: what is read twice goes once."""
+    steps = ranks_of({"ranks": 3, "microbatches": 4}, build)
+    rows = [count * ROWS, 2 * count * ROWS, count * ROWS]
+    assert [step.communication["send"] for step in steps] == rows
+    assert [lasting(step.memory_trace).get("received", 0) for step in steps] == rows
+
+
+def test_a_loss_in_place_of_the_head() -> None:
+    """It is on the last stage, with the weight of the head and its gradient; nobody makes logits."""
+    _, last = ranks_of({"ranks": 2, "microbatches": 4, "split": ["layers.5"]}, loss="liger")
+    sums = lasting(last.memory_trace)
+    assert sums["param"] == sums["gradient"] == FLOAT * (BLOCK + 2 * WIDTH + TABLE)
+    assert sums["input"] == 8 * BATCH * TOKENS
+    assert not any(event.path == "lm_head" for event in last.memory_trace.events)
 
 
 def test_an_optimizer_that_reads_values() -> None:
@@ -172,7 +212,7 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "interleaved, in two parts": ({"ranks": 2, "schedule": "interleavedzerobubble", "microbatches": 4}, {}),
     "in the shape of a V": (
         {"ranks": 2, "schedule": "zbvzerobubble", "microbatches": 8},
-        {"gradient_accumulation": 2, "outputs": "dropped"},
+        {"gradient_accumulation": 2, "loss": "cce", "sharding": {"fsdp": 2}},
     ),
     "fsdp, tp, accumulated": (
         {"ranks": 2, "microbatches": 4},
@@ -246,8 +286,14 @@ def test_plan() -> None:
         ({"ranks": 2}, {"offload": ("activations",)}, Deep, "training.offload with pipeline is not planned"),
         ({"ranks": 2}, {"optimizer": "lomo"}, Deep, "training.optimizer: lomo with pipeline is not planned"),
         ({"ranks": 2}, {"loop": "lightning"}, Deep, "torch's schedule runs the passes"),
-        ({"ranks": 2}, {}, Skipping, "layers.3 cannot begin a stage"),
-        ({"ranks": 2}, {}, Residual, "layers.3 cannot begin a stage"),
+        ({"ranks": 2}, {}, Leaving, "layers.3 cannot begin a stage"),
+        ({"ranks": 2}, {"loss": "cce", "sharding": {"tp": 2}}, Deep, "cce with pipeline and tp is not planned"),
+        (
+            {"ranks": 2, "schedule": "zbvzerobubble"},
+            {"loss": "linear_cross_entropy"},
+            Deep,
+            "linear_cross_entropy runs its backward pass once, and zbvzerobubble runs it in two parts",
+        ),
         ({"ranks": 2}, {}, lambda: nn.Embedding(9, 9), "the model has no repeated blocks"),
         ({"ranks": 2, "split": ["blocks.1"]}, {}, Deep, "the model has no module blocks"),
         ({"ranks": 2}, {}, Failing, "ValueError: no more"),
