@@ -103,9 +103,14 @@ def _refuse(recipe: Training) -> None:
             f"training.pipeline: stages of torch {torch.__version__} were not looked at: update to 2.14 or later"
         )
     default = Training()
-    for name in ("no_sync", "in_backward", "offload", "ema", "steps"):
+    for name in ("no_sync", "in_backward", "steps"):
         if getattr(recipe, name) != getattr(default, name):
             raise ModelBudgetError(f"training.{name} with pipeline is not planned: leave one of the two out")
+    if recipe.offload and (recipe.offload != ("optimizer",) or recipe.sharding):
+        raise ModelBudgetError(
+            "training.offload: with pipeline, [optimizer] without sharding is planned alone: gradients of later "
+            "microbatches are added to those of earlier ones on the device"
+        )
     if recipe.optimizer == "lomo":
         raise ModelBudgetError(
             "training.optimizer: lomo with pipeline is not planned, since it runs in the backward pass: write another"

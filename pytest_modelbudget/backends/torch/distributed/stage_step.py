@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,7 @@ class StageStep(StepRecording):
         self.stage_indices = pipeline.stages_of(rank)
         self.communication: Mapping[str, int] = {}
         self.own_parameters: list[nn.Parameter] = []
+        self.own_buffers: list[torch.Tensor] = []
         self.tied: tuple[str, ...] = ()
         self.running: StageModule | None = None
         self.stage_modules: list[StageModule] = []
@@ -68,6 +69,7 @@ class StageStep(StepRecording):
         )
         self.stage_modules = self.modules(call)
         self.own_parameters = [parameter for name, parameter in self.model.named_parameters() if name in own]
+        self.own_buffers = [buffer for name, buffer in self.model.named_buffers() if name in own]
         self.recorder = lambda model: StageRecorder(model, own)
         recorder = super().recorder_for(call, kernels)
         assert isinstance(recorder, StageRecorder)
@@ -80,6 +82,10 @@ class StageStep(StepRecording):
                 recorder.hold(tensor, "input")
         return recorder
 
+    def weights(self) -> Iterable[torch.Tensor]:
+        """Those of the stages of this rank."""
+        return (*self.own_parameters, *self.own_buffers)
+
     def needed_by(self, name: str | int, stages: Sequence[int]) -> int:
         """How many of some stages need a parameter, a buffer or an input."""
         return sum(self.cut.needs(stage, name) for stage in stages)
@@ -88,7 +94,7 @@ class StageStep(StepRecording):
         """Run `STEPS` steps of the schedule."""
         assert isinstance(recorder, StageRecorder)
         params = [parameter for parameter in self.own_parameters if parameter.requires_grad]
-        optimizer = self.optimizer(recipe, params, self.model) if params else None
+        optimizer = self.optimizer_for(recipe, params, recorder, kernels) if params else None
         losses = list[torch.Tensor]()
         for module in self.stage_modules:
             module.head = self.head if self.fused_loss else None

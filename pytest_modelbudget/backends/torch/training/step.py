@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -160,7 +160,7 @@ class StepRecording:
             self.prepare(recipe, kernels, stack)
             call = self.inputs()
             recorder = self.recorder_for(call, kernels)
-            averages = averaged_weights(self.model, recorder) if isinstance(recipe, Training) and recipe.ema else []
+            averages = averaged_weights(self.weights(), recorder) if isinstance(recipe, Training) and recipe.ema else []
             stack.enter_context(quiet_modes(self.runnable, isinstance(recipe, Training), on_cpu=not self.on_cuda))
             stack.enter_context(kernels)
             dispatcher = self.dispatcher(recorder, call)
@@ -244,6 +244,10 @@ class StepRecording:
     def inputs(self) -> ModelCall:
         """What the model is called with."""
         return call_of(self.runnable, self.sizes, HALF.get(self.recipe.precision))
+
+    def weights(self) -> Iterable[torch.Tensor]:
+        """All parameters and buffers that are on the device."""
+        return (*self.model.parameters(), *self.model.buffers())
 
     def patching(self, recipe: Training) -> Training:
         """What of `recipe` changes the model before it is recorded."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.pipeline import RankStep, record_ranks
 from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.planning import make_plans
@@ -131,6 +132,19 @@ def test_what_stages_hand_on(build: Any, count: int) -> None:
     rows = [count * ROWS, 2 * count * ROWS, count * ROWS]
     assert [step.communication["send"] for step in steps] == rows
     assert [lasting(step.memory_trace).get("received", 0) for step in steps] == rows
+
+
+def test_what_is_kept_beside() -> None:
+    """An average has a copy of what is on a rank; states of an offloaded optimizer stay for small parameters alone."""
+    pipeline = {"ranks": 2, "microbatches": 2, "split": ["layers.1"]}
+    step, _ = ranks_of(pipeline, ema=True, offload=("optimizer",))
+    sums, parameters, norms = lasting(step.memory_trace), TABLE + BLOCK, 4 * WIDTH
+    assert sums["average"] == sums["param"] == sums["gradient"] == FLOAT * parameters
+    assert sums["optimizer"] == pytest.approx(2 * FLOAT * norms, abs=100)  # and their counters
+    [note] = [note for note in step.memory_trace.notes if note.startswith("offloaded")]
+    assert note.startswith(f"offloaded: {units.size(4 * FLOAT * (parameters - norms))}")
+    sharded, _ = ranks_of(pipeline, ema=True, sharding={"fsdp": 2})
+    assert lasting(sharded.memory_trace)["average"] == FLOAT * parameters // 2
 
 
 def test_a_loss_in_place_of_the_head() -> None:
@@ -283,7 +297,13 @@ def test_plan() -> None:
             Tied,
             "embed_tokens.weight is needed by several stages of rank 0",
         ),
-        ({"ranks": 2}, {"offload": ("activations",)}, Deep, "training.offload with pipeline is not planned"),
+        (
+            {"ranks": 2},
+            {"offload": ("activations",)},
+            Deep,
+            "with pipeline, [optimizer] without sharding is planned alone",
+        ),
+        ({"ranks": 2}, {"in_backward": True}, Deep, "training.in_backward with pipeline is not planned"),
         ({"ranks": 2}, {"optimizer": "lomo"}, Deep, "training.optimizer: lomo with pipeline is not planned"),
         ({"ranks": 2}, {"loop": "lightning"}, Deep, "torch's schedule runs the passes"),
         ({"ranks": 2}, {}, Leaving, "layers.3 cannot begin a stage"),
