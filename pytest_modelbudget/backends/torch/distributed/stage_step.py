@@ -198,7 +198,7 @@ class StageStep(StepRecording):
         loop = loop_of(recipe)
 
         @contextmanager
-        def enter(phase: Phase, module: StageModule) -> Iterator[None]:
+        def enter(phase: Phase, module: StageModule, runs: bool) -> Iterator[None]:
             self.running, recorder.phase, self.doing = module, phase, f"{phase} pass of a stage"
             kernels.keeps_casts = loop.caches_casts  # in recomputed blocks, too: the whole step is in one autocast
             kernels.guessing = phase != "forward"  # from a loss on, the optimizer included, as without stages
@@ -208,7 +208,7 @@ class StageStep(StepRecording):
                 yield
             finally:
                 torch.set_autocast_enabled("cpu", enabled)
-            if phase == "backward":
+            if phase == "backward" and runs:
                 with no_functions():  # which would hear of each `.grad`
                     for parameter in (*self.own_parameters, *module.parameters()):  # others while they are gathered
                         if parameter.grad is not None:

@@ -32,8 +32,8 @@ class Received:
     slot: int
 
 
-Enter = Callable[[Phase, StageModule], Any]
-"""Makes the context of a part of a step, in which a stage runs."""
+Enter = Callable[[Phase, StageModule, bool], Any]
+"""Makes the context of a part of a step, in which a stage runs, or (with False) is repeated."""
 
 
 class RecordedStage(PipelineStage):  # type: ignore[misc]
@@ -86,10 +86,10 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         self, index: int, name: str, phase: Phase, run: Callable[[], Any], output_of: Callable[[Any], Any]
     ) -> Any:
         """One pass of a microbatch, `run` or repeated; `output_of` its result is what torch's schedule gets."""
-        microbatch = self._microbatches.setdefault(index, Microbatch())
-        with self.enter(phase, self.module):
+        microbatch, original = self._microbatches.setdefault(index, Microbatch()), self.original_of(index)
+        with self.enter(phase, self.module, original is None):
             received = {storage_key(tensor): slot for slot, tensor in self._received(index)}
-            if (original := self.original_of(index)) is not None:
+            if original is not None:
                 out = self.recorder.repeat(original, name, microbatch)
                 return tree_map_only(Received, dict(self._received(index)).__getitem__, out)
             self.module.microbatch = index
@@ -171,5 +171,5 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
 
     def perform_reduce_grad(self, grad_scale_factor: int) -> None:
         """Reduce gradients over the ranks that share the stage, where there are some, after its last backward pass."""
-        with self.enter("backward", self.module):
+        with self.enter("backward", self.module, True):
             super().perform_reduce_grad(grad_scale_factor)
