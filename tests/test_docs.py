@@ -24,10 +24,11 @@ from pytest_modelbudget.backends import BACKENDS
 from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config import schema
 from pytest_modelbudget.entry import arguments
-from pytest_modelbudget.planner import Training, written
+from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.planner.loops import LOOPS
 from pytest_modelbudget.planner.recipe import ASSUMED, OPTIMIZERS, Precision
+from pytest_modelbudget.planner.recipe_reading import RECIPE_TYPES
 from pytest_modelbudget.plugin import pytest_addoption
 from pytest_modelbudget.reports import REPORTS
 from pytest_modelbudget.results import State
@@ -116,7 +117,7 @@ def test_manifest_keys_are_those_of_the_schema() -> None:
 
 def test_recipe_keys_are_those_of_recipes() -> None:
     """The table has every key with the recipes it may stand in, its default, and the names that it takes."""
-    known = {(kind, one.name) for kind, shape in written.RECIPE_TYPES.items() for one in fields(shape)}
+    known = {(kind, one.name) for kind, shape in RECIPE_TYPES.items() for one in fields(shape)}
     rows = [
         (kind, key)
         for keys, of, _ in table("reference/recipes", "Recipes")

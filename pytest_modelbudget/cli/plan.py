@@ -18,6 +18,7 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import InvalidText, read_yaml
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.fitting import device_capacity
+from pytest_modelbudget.planner.recipe_reading import RECIPE_TYPES
 from pytest_modelbudget.summary import Plan
 from pytest_modelbudget.summary.metrics import GROWING, METRICS
 from pytest_modelbudget.summary.show import plans
@@ -25,7 +26,7 @@ from pytest_modelbudget.summary.show import plans
 
 def run(options: Namespace) -> int:
     """Print the plans; 1 when a peak is not known or something does not fit (what is tight may)."""
-    recipes = {kind: _parse_recipe(f"--{kind}", getattr(options, kind)) for kind in written.RECIPE_TYPES}
+    recipes = {kind: _parse_recipe(f"--{kind}", getattr(options, kind)) for kind in RECIPE_TYPES}
     for device in options.device:
         device_capacity(device)  # a name that is none is told before anything is built
 

@@ -10,9 +10,9 @@ from typing import Any
 from pytest_modelbudget import units
 from pytest_modelbudget.budget import BOUNDS
 from pytest_modelbudget.config.schema import Manifest, Model
-from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.growth import LAWS
 from pytest_modelbudget.planner.recipe_keys import REFERENCE, Key, key_of
+from pytest_modelbudget.planner.recipe_reading import RECIPE_TYPES
 from pytest_modelbudget.summary.export import EXPORT_METRICS
 from pytest_modelbudget.summary.metrics import ADDITIVE_METRICS, GROWING, LAYER_METRICS, METRICS
 
@@ -184,9 +184,9 @@ def json_schema() -> dict[str, Any]:
     kinds["Model"]["properties"]["kwargs"]["additionalProperties"] = _ARGUMENT
     kinds["Budgets"] = _budgets()
     kinds["Sum"] = _object({name: _limit(METRICS[name].kind, ("max", "warn")) for name in ADDITIVE_METRICS})
-    kinds |= {kind: _recipe(kind) for kind in written.RECIPE_TYPES}
+    kinds |= {kind: _recipe(kind) for kind in RECIPE_TYPES}
     for kind in kinds.values():
-        for name in set(written.RECIPE_TYPES) & set(kind.get("properties", {})):
+        for name in set(RECIPE_TYPES) & set(kind.get("properties", {})):
             kind["properties"][name] = {"anyOf": [{"$ref": f"#/definitions/{name}"}, {"type": ["boolean", "null"]}]}
         for name in ("budgets", "sum"):
             if name in kind.get("properties", {}):
@@ -213,7 +213,7 @@ def json_schema() -> dict[str, Any]:
     for name, kind in {"Manifest": schema, **kinds}.items():
         for key, shape in kind.get("properties", {}).items():
             shape.pop("title", None)  # its name once more
-            if name not in written.RECIPE_TYPES and (meaning := _KEYS.get(f"{name}.{key}", _KEYS.get(key))):
+            if name not in RECIPE_TYPES and (meaning := _KEYS.get(f"{name}.{key}", _KEYS.get(key))):
                 kind["properties"][key] = _described(shape, meaning)
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "$id": _ADDRESS, "$comment": _USE}
     return {**head, **schema, "title": "pytest-modelbudget manifest", "definitions": kinds}
@@ -247,7 +247,7 @@ def _budgets() -> dict[str, Any]:
 
 def _recipe(kind: str) -> dict[str, Any]:
     """The keys of a recipe; null takes a key of a wider level away."""
-    recipe = written.RECIPE_TYPES[kind]
+    recipe = RECIPE_TYPES[kind]
     keys = {field.name: _nullable(_key(key_of(recipe, field.name))) for field in fields(recipe)}
     return {**_object(keys), "description": "what is planned: " + _RECIPES[kind]}
 

@@ -24,6 +24,7 @@ from pytest_modelbudget.entry.resources import ResourceLimits
 from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.loading import UnreadableFile, read_bytes, read_text
 from pytest_modelbudget.planner import written
+from pytest_modelbudget.planner.recipe_reading import RECIPE_TYPES
 from pytest_modelbudget.planner.written import RecipeSection
 from pytest_modelbudget.results import ITEM_NAMES
 
@@ -189,7 +190,7 @@ class _Loader:
     def _recipes(self, level: schema.Defaults | schema.Tag | schema.Model, keys: Keys) -> dict[str, RecipeSection]:
         """What a level says of recipes, by kind; `null` says that there is none. Each bad key is a mistake."""
         recipes: dict[str, RecipeSection] = {}
-        for kind in written.RECIPE_TYPES:
+        for kind in RECIPE_TYPES:
             if kind not in level.model_fields_set:
                 continue
             section = getattr(level, kind)
@@ -266,7 +267,7 @@ class _Loader:
             self._mistake(keys, f"the model id {name!r} is taken by an item of the plugin's own: choose another")
         if isinstance(data, str):
             data = {"build": data}
-        model = self._shape(schema.Model, data, keys)
+        model = self._shape(schema.Model, data, keys) or _sound_part(data)  # what is wrong in that is told, too
         if model is None:
             return None
         if not arguments.REFERENCE.fullmatch(model.build) and not names_file(model.build):
@@ -308,6 +309,21 @@ class _Loader:
             inference=recipes.get("inference"),
             serving=recipes.get("serving"),
         )
+
+
+def _sound_part(data: Any) -> schema.Model | None:
+    """A model without the keys that are wrong, None for what is no mapping."""
+    try:
+        return schema.Model.model_validate(data)
+    except ValidationError as error:
+        wrong = {problem["loc"][0] for problem in error.errors(include_url=False) if problem["loc"]}
+    if not isinstance(data, Mapping):
+        return None
+    sound = {name: value for name, value in data.items() if name not in wrong}
+    try:
+        return schema.Model.model_validate({"build": "left:out", **sound})
+    except ValidationError:
+        return None
 
 
 def _too_many_pairs(manifest: schema.Manifest, loaded: LoadedManifest) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pytest_modelbudget.config import schema
 from pytest_modelbudget.errors import did_you_mean
 from pytest_modelbudget.loading import Keys
+from pytest_modelbudget.planner.recipe_reading import place_hint
 
 _EXAMPLES = {"build": "module:callable", "models": '"glob*"'}
 
@@ -50,4 +51,5 @@ def _known_keys(shape: type[BaseModel], keys: Keys) -> tuple[str, ...]:
 
 
 def _unknown_key_text(name: str, known_keys: tuple[str, ...]) -> str:
-    return f"unknown key {name!r}{did_you_mean(name, known_keys)}; known are {', '.join(known_keys)}"
+    hint = place_hint((name,)) if "training" in known_keys else ""
+    return f"unknown key {name!r}{hint or did_you_mean(name, known_keys)}; known are {', '.join(known_keys)}"

@@ -20,8 +20,8 @@ from pytest_modelbudget.planner.fitting import with_fits
 from pytest_modelbudget.planner.known_states import KnownStates
 from pytest_modelbudget.planner.loops import resolved
 from pytest_modelbudget.planner.recipe import describe, refuse_idle_no_sync
+from pytest_modelbudget.planner.recipe_reading import RECIPE_TYPES
 from pytest_modelbudget.planner.ways import cheapest_way
-from pytest_modelbudget.planner.written import RECIPE_TYPES
 from pytest_modelbudget.summary import Fit, Growth, Kind, LargestSize, Plan, Summary, Way
 from pytest_modelbudget.summary.metrics import METRICS, PEAK_METRICS
 from pytest_modelbudget.summary.work import WORK_METRICS, work_number

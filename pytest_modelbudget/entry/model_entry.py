@@ -16,6 +16,7 @@ from pytest_modelbudget.errors import ModelBudgetError, Place
 from pytest_modelbudget.inputs import Example, Inputs
 from pytest_modelbudget.planner import written
 from pytest_modelbudget.planner.recipe import AnyRecipe
+from pytest_modelbudget.planner.recipe_reading import RECIPE_TYPES
 
 _ID = re.compile(r"[A-Za-z0-9._/:+=-]+")
 MODEL_SUFFIXES = (
@@ -96,13 +97,13 @@ class ModelEntry:
         object.__setattr__(self, "inputs", inputs_module.parse(self.inputs))
         if isinstance(self.budgets, Mapping):
             object.__setattr__(self, "budgets", tuple(budget_module.parse(self.budgets, lambda _: self.place)))
-        for title in written.RECIPE_TYPES:
+        for title in RECIPE_TYPES:
             object.__setattr__(self, title, written.read(title, getattr(self, title)))
 
     @property
     def recipes(self) -> tuple[AnyRecipe, ...]:
         """What is planned of it."""
-        recipes = (written.recipe(title, getattr(self, title)) for title in written.RECIPE_TYPES)
+        recipes = (written.recipe(title, getattr(self, title)) for title in RECIPE_TYPES)
         return tuple(recipe for recipe in recipes if recipe is not None)
 
     @property

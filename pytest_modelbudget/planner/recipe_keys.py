@@ -1,13 +1,12 @@
-"""Recipes as they are written: what each key takes, what is wrong with a value, and its JSON schema."""
+"""How recipes are written: what each key takes, what is wrong with a value, and its JSON schema."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, get_args
 
-from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
 from pytest_modelbudget.planner.checkpointing import CHECKPOINTING_SCHEMA, check_checkpointing
 from pytest_modelbudget.planner.fp8 import FP8_SCHEMA, check_fp8
 from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
@@ -21,7 +20,6 @@ from pytest_modelbudget.planner.recipe import (
     SHARDING_DIMS,
     SHARDING_OPTIONS,
     SHARDING_TOGETHER,
-    AnyRecipe,
     CachePrecision,
     Casts,
     Compile,
@@ -42,40 +40,10 @@ from pytest_modelbudget.planner.recipe import (
 RecipeType = type[Training] | type[Inference] | type[Serving]
 
 
-_DEVICE_WORDS = ("device", "devices", "gpu", "fits")
-_DEVICE_HINT = ", a device that the run must fit is a budget (budgets: {fits: RTX 4090}), or asked for with --device"
-
-
-def parse(section: Any, kind: RecipeType) -> AnyRecipe:
-    """Read a `training:`, `inference:` or `serving:` section of a manifest.
-
-    Raises:
-        ModelBudgetError: an unknown key or a value that is none, naming the key and what is allowed.
-    """
-    title = kind.__name__.lower()
-    if section is True or section is None:
-        section = {}
-    if not isinstance(section, Mapping):
-        raise ModelBudgetError(f"{title}: write a mapping of {', '.join(f.name for f in fields(kind))}")
-    keys = {f.name for f in fields(kind)}
-    for name in section:
-        if name not in keys:
-            hint = _DEVICE_HINT if name in _DEVICE_WORDS else did_you_mean(name, keys)
-            raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
-    return kind(**{name: _checked_value(title, key_of(kind, name), name, value) for name, value in section.items()})
-
-
 def key_of(kind: RecipeType, name: str) -> Key:
     """How the key `name` of a kind of recipe is written."""
     own = {Serving: SERVING_KEYS, Inference: INFERENCE_KEYS}.get(kind, {})
     return own[name] if name in own else KEYS[name]
-
-
-def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
-    problem, parsed = key.read(value)
-    if problem:
-        raise ModelBudgetError(f"{title}.{name}: {problem}, not {value!r}")
-    return parsed
 
 
 @dataclass(frozen=True, slots=True)

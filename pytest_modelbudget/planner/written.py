@@ -11,10 +11,7 @@ import yaml
 
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner.recipe import AnyRecipe, Inference, Serving, Training
-from pytest_modelbudget.planner.recipe_keys import RecipeType, parse
-
-RECIPE_TYPES: dict[str, RecipeType] = {"training": Training, "inference": Inference, "serving": Serving}
-"""The sections of recipes, by the key they are written under."""
+from pytest_modelbudget.planner.recipe_reading import RECIPE_TYPES, parse
 
 RecipeSection = Mapping[str, Any] | bool | None
 """A section: its keys; True for all defaults, False for no run of this kind, None where nothing is said."""

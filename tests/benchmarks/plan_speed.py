@@ -161,7 +161,6 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
 }
 SLOWER: tuple[tuple[dict[str, Any], float], ...] = (
     ({"compile": "inductor"}, 6),  # torch's own graphs of both passes, each operator of which is traced several times
-    *(({"schedule": name}, 2) for name in ("interleavedzerobubble", "zbvzerobubble")),  # a backward pass is two walks
 )
 """What has so many times the bar, and why."""
 

@@ -34,7 +34,7 @@ from pytest_modelbudget.planner import Training  # noqa: E402
 from pytest_modelbudget.planner.allocator import replay  # noqa: E402
 from pytest_modelbudget.planner.devices import device_by_name  # noqa: E402
 from pytest_modelbudget.planner.libraries import blas_workspaces, with_blas  # noqa: E402
-from pytest_modelbudget.planner.recipe_keys import parse as parse_recipe  # noqa: E402
+from pytest_modelbudget.planner.recipe_reading import parse as parse_recipe  # noqa: E402
 
 DATA = ROOT / "tests" / "data" / "memory"
 BAR = 0.04

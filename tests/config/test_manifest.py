@@ -216,6 +216,7 @@ GOOD = "\n  good: {build: 'pkg:good'}\n"
     ("text", "mistakes"),
     [
         pytest.param("models:\n  net: {build: 'a:b', inpts: 3}", ["2: unknown key 'inpts', did you mean 'inputs'"], id="unknown key"),
+        pytest.param("models:\n  net:\n    build: 'a:b'\n    precision: bf16\n    batch: 0\n    training: {batch: x}\n    budgets: {parms: 3}", ["5: models.net.batch: input should be greater", "4: unknown key 'precision', which is written as training: {precision: ...}; known", "7: budgets: there is no metric 'parms'", "6: training.batch: write a whole number"], id="unknown key beside others"),
         pytest.param("modles: {}\nmodels:", ["1: unknown key 'modles', did you mean 'models'"], id="unknown section"),
         pytest.param("models:\n  net: {build: 'a:b'}\n  net: {build: 'c:d'}", ["3: the model id 'net' is used twice (first in line 2)"], id="duplicate id"),
         pytest.param("models:\n  ../net: {build: 'a:b'}", ["2: bad model id '../net'"], id="id that climbs"),

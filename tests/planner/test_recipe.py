@@ -10,7 +10,7 @@ import pytest
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, Serving, Training
 from pytest_modelbudget.planner.recipe import describe
-from pytest_modelbudget.planner.recipe_keys import parse
+from pytest_modelbudget.planner.recipe_reading import parse
 
 
 def test_every_key_is_read() -> None:
@@ -36,6 +36,22 @@ def test_every_key_is_read() -> None:
     [
         pytest.param({"optimiser": "adam"}, "unknown key 'optimiser', did you mean 'optimizer'", id="unknown key"),
         pytest.param({"device": "A100"}, "unknown key 'device', a device that the run must fit", id="a device"),
+        pytest.param(
+            {"microbatches": 8}, "'microbatches', which is written as pipeline: {microbatches: ...}", id="of a table"
+        ),
+        pytest.param({"fsdp": 8}, "'fsdp', which is written as sharding: {fsdp: ...}", id="ranks"),
+        pytest.param({"double_quant": True}, "as lora: {base: {nf4: {double_quant: ...}}}", id="of a table in tables"),
+        pytest.param({"requests": 8}, "'requests', which is written as serving: {requests: ...}", id="of another kind"),
+        pytest.param(
+            {"pipeline": {"ranks": 2, "batch": 8}},
+            "training.pipeline: unknown key 'batch', which is written beside pipeline",
+            id="in a table",
+        ),
+        pytest.param(
+            {"sharding": {"fsdp": 8, "schedule": "1f1b"}},
+            "training.sharding: unknown key 'schedule', which is written as pipeline: {schedule: ...}",
+            id="in another",
+        ),
         pytest.param({"optimizer": "adamww"}, "training.optimizer: write adamw, ", id="unknown optimizer"),
         pytest.param({"batch": 0}, "training.batch: write a whole number, at least 1, not 0", id="no batch"),
         pytest.param({"batch": True}, "training.batch", id="a flag for a number"),
@@ -63,7 +79,9 @@ def test_every_key_is_read() -> None:
         ),
         pytest.param({"lora": {"targets": ["q"]}}, "training.lora: write {rank: 8", id="lora without rank"),
         pytest.param(
-            {"lora": {"rank": 4, "alfa": 8}}, "training.lora: alfa is unknown: write rank, ", id="unknown lora option"
+            {"lora": {"rank": 4, "alfa": 8}},
+            "training.lora: unknown key 'alfa', did you mean 'alpha'",
+            id="unknown lora option",
         ),
         pytest.param(
             {"lora": {"rank": 4, "base": {"nf4": {"blocks": 64}}}},
@@ -88,7 +106,11 @@ def test_every_key_is_read() -> None:
             {"checkpointing": {"save": ["mm"]}}, "training.checkpointing: save: write a list of matmul", id="save"
         ),
         pytest.param({"loss": "ligre"}, "training.loss: write auto, cross_entropy, liger, ", id="unknown loss"),
-        pytest.param({"sharding": {"zero": 3}}, "training.sharding: write {fsdp: 8", id="unknown sharding"),
+        pytest.param(
+            {"sharding": {"zero": 3}},
+            "training.sharding: unknown key 'zero', did you mean 'zero",
+            id="unknown sharding",
+        ),
         pytest.param({"sharding": {"fsdp1": 2, "tp": 2}}, "zero1 and fsdp1 with nothing", id="FSDP1 with another"),
         pytest.param(
             {"sharding": {"fsdp": 8, "rotate": "alltoall"}},

@@ -295,6 +295,10 @@ PRIVATE: tuple[Private, ...] = (
         "distributed", "FSDP2 runs on parameters that are on meta", _NO_PLAN,
     ),
     Private(
+        "torch.distributed.fsdp._fully_shard", "_fsdp_param.FSDPParam", "distributed",
+        "sums of gradients in another dtype are shown as gradients", _NO_PLAN,
+    ),
+    Private(
         "torch.distributed.fsdp._fully_shard._fully_shard", "_orig_cls_mro_index", "model",
         "the class before sharding", "the one two classes up", since="2.14",
     ),

@@ -1,8 +1,8 @@
 """Real pipelines on several processes of this machine, with every storage of each rank followed: run as a module.
 
-`python -m tests.backends.torch.real_pipeline RANKS CASE...` prints, as JSON by case, for each rank the highest number of
-bytes alive in a step after the first one. It knows nothing of the package under test: the model is cut by hand, as
-torchtitan does it.
+`python -m tests.backends.torch.real_pipeline RANKS CASE... [-- RANKS CASE...]` prints, as JSON by number of ranks and
+case, for each rank the highest number of bytes alive in a step after the first one. It knows nothing of the package
+under test: the model is cut by hand, as torchtitan does it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn import functional
 
@@ -40,7 +43,8 @@ LAYERS, BATCH, STEPS = 6, 8, 4
 class Case:
     """A pipeline: `returned` are outputs, `passes` those of the schedule before a step of the optimizer.
 
-    Each stage is shared by ranks of `fsdp` and `tp`; `half` is FSDP's policy, autocast without it.
+    Each stage is shared by ranks of `fsdp` and `tp`; `half` is FSDP's policy, autocast without it. `extra` is what the
+    model does with its embedding beside handing it to the first block. With `chunked` the loss runs the head in parts.
     """
 
     schedule: str
@@ -51,6 +55,8 @@ class Case:
     half: bool = False
     recomputed: bool = False
     passes: int = 1
+    extra: str = ""
+    chunked: bool = False
 
     @property
     def ranks_of_a_stage(self) -> int:
@@ -68,39 +74,61 @@ CASES: dict[str, Case] = {
     "autocast": Case("1F1B", 4, half=True),
     "autocast, recomputed": Case("1F1B", 4, half=True, recomputed=True),
     "accumulated": Case("1F1B", 2, passes=3),
+    "chunked loss": Case("1F1B", 4, chunked=True),
+    "chunked loss, zbvzerobubble": Case("ZBVZeroBubble", 4, chunked=True),
+    "skip connection": Case("1F1B", 4, extra="skipped"),
+    "skip connection, interleaved1f1b": Case("Interleaved1F1B", 4, extra="skipped"),
+    "read by all blocks": Case("1F1B", 4, extra="read by blocks"),
+    "read by all blocks, autocast": Case("1F1B", 4, extra="read by blocks", half=True),
+    "read by all blocks, zbvzerobubble": Case("ZBVZeroBubble", 4, extra="read by blocks"),
     "fsdp": Case("1F1B", 4, fsdp=2),
     "fsdp, interleaved1f1b": Case("Interleaved1F1B", 4, fsdp=2),
     "fsdp, zbvzerobubble": Case("ZBVZeroBubble", 4, fsdp=2),
     "fsdp, mixed precision": Case("1F1B", 4, fsdp=2, half=True),
     "fsdp, recomputed": Case("1F1B", 4, fsdp=2, recomputed=True),
     "fsdp, accumulated": Case("1F1B", 2, fsdp=2, passes=3),
+    "fsdp, chunked loss": Case("1F1B", 4, fsdp=2, chunked=True),
+    "fsdp, read by all blocks": Case("1F1B", 4, fsdp=2, extra="read by blocks"),
     "tp": Case("1F1B", 4, tp=2),
 }
 
 
-class Deep(nn.Module):
-    """A language model whose ends may be missing."""
+class Reading(Block):
+    """A block that reads what it takes over and a second tensor."""
 
-    def __init__(self) -> None:
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + memory)
+
+
+class Deep(nn.Module):
+    """A language model whose ends may be missing; with `extra` stages hand on the embedding, too."""
+
+    def __init__(self, extra: str = "", *, has_head: bool = True) -> None:
         super().__init__()
+        self.extra, self.has_head = extra, has_head
+        kind = Reading if extra == "read by blocks" else Block
         self.embed_tokens: nn.Module | None = nn.Embedding(VOCABULARY, WIDTH)
-        self.layers = nn.ModuleDict({str(index): Block() for index in range(LAYERS)})
+        self.layers = nn.ModuleDict({str(index): kind() for index in range(LAYERS)})
         self.norm: nn.Module | None = nn.LayerNorm(WIDTH)
         self.lm_head: nn.Module | None = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.embed_tokens(x) if self.embed_tokens else x
+    def forward(self, x: torch.Tensor, embedded: torch.Tensor | None = None) -> Any:
+        if self.embed_tokens:
+            x = embedded = self.embed_tokens(x)
         for layer in self.layers.values():
-            x = layer(x)
-        return self.lm_head(self.norm(x)) if self.lm_head and self.norm else x
+            x = layer(x, embedded) if self.extra == "read by blocks" else layer(x)
+        if not (self.lm_head and self.norm):
+            return (x, embedded) if self.extra else x
+        x = self.norm(x + embedded if self.extra == "skipped" else x)
+        return self.lm_head(x) if self.has_head else x
 
 
-def part(stage: int, stages: int) -> nn.Module:
+def part(stage: int, stages: int, case: Case) -> Deep:
     """What a stage has: the ends count as a layer each."""
     each, more = divmod(LAYERS + 2, stages)
     counts = [each + (index < more) - (index == 0) - (index == stages - 1) for index in range(stages)]
     first = sum(counts[:stage])
-    model = Deep()
+    model = Deep(case.extra, has_head=not case.chunked)
     for index in range(LAYERS):
         if not first <= index < first + counts[stage]:
             del model.layers[str(index)]
@@ -113,6 +141,15 @@ def part(stage: int, stages: int) -> nn.Module:
 
 def loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(scores.reshape(-1, VOCABULARY), targets)
+
+
+def chunked_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """As torchtune's `CEWithChunkedOutputLoss` has it, whose model gives logits in parts."""
+    parts, total = [head(chunk) for chunk in hidden.chunk(8, dim=1)], torch.zeros(())
+    for part, target in zip(parts, targets.chunk(8, dim=1), strict=True):
+        rows = part.reshape(-1, VOCABULARY).float()
+        total = total + functional.cross_entropy(rows, target.reshape(-1), reduction="sum")
+    return total / (targets != -100).sum()
 
 
 def shard(model: nn.Module, case: Case, mesh: DeviceMesh) -> None:
@@ -131,8 +168,6 @@ def shard(model: nn.Module, case: Case, mesh: DeviceMesh) -> None:
 
 def measure(case: Case, world: int) -> int:
     """Steps of AdamW on this rank; the first one, which makes its states, does not count."""
-    from torch.distributed.pipelining import PipelineStage, schedules  # takes a second
-
     dims = {"pp": world // case.ranks_of_a_stage, "fsdp": case.fsdp, "tp": case.tp}
     mesh = init_device_mesh("cpu", tuple(dims.values()), mesh_dim_names=tuple(dims))
     rank, ranks = mesh["pp"].get_local_rank(), dims["pp"]
@@ -140,7 +175,7 @@ def measure(case: Case, world: int) -> int:
     several = issubclass(kind, schedules.PipelineScheduleMulti)
     stages = 2 * ranks if several else ranks
     own = [rank, stages - 1 - rank] if case.schedule == "ZBVZeroBubble" else list(range(rank, stages, ranks))
-    parts = [part(stage, stages) for stage in own]
+    parts = [part(stage, stages, case) for stage in own]
     for module in parts:
         for block in module.layers.values() if case.recomputed else ():
             block.forward = recomputed(block.forward)
@@ -149,7 +184,9 @@ def measure(case: Case, world: int) -> int:
         PipelineStage(module, stage, stages, torch.device("cpu"), group=mesh["pp"].get_group())
         for module, stage in zip(parts, own, strict=True)
     ]
-    schedule = kind(own_stages if several else own_stages[0], case.microbatches, loss)
+    head = next((module.lm_head for module in parts if module.lm_head), None)
+    loss_of = partial(chunked_loss, head) if case.chunked and head else loss
+    schedule = kind(own_stages if several else own_stages[0], case.microbatches, loss_of)
     params = [parameter for module in parts for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(groups(params), foreach=True)
     follow = Follow()
@@ -158,7 +195,8 @@ def measure(case: Case, world: int) -> int:
     if 0 in own:
         inputs = [torch.zeros(BATCH, TOKENS, dtype=torch.int64)]
     if stages - 1 in own:
-        ends = {"target": torch.zeros(BATCH * TOKENS, dtype=torch.int64), "losses": []}
+        rows = (BATCH, TOKENS) if case.chunked else (BATCH * TOKENS,)
+        ends = {"target": torch.zeros(rows, dtype=torch.int64), "losses": []}
     follow.see((inputs, ends))
     out, peaks = None, []
     with unhurried(), resizes_followed(follow), follow:
@@ -179,9 +217,20 @@ def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, int]:
 
 
 def main() -> None:
-    ranks, cases = int(sys.argv[1]), sys.argv[2:]
-    by_rank = on_ranks(_measured, ranks, cases)
-    print(json.dumps({case: [peaks[case] for peaks in by_rank] for case in cases}))
+    peaks = {}
+    for world in _worlds(sys.argv[1:]):
+        ranks, cases = int(world[0]), world[1:]
+        by_rank = on_ranks(_measured, ranks, cases)
+        peaks[ranks] = {case: [of_rank[case] for of_rank in by_rank] for case in cases}
+    print(json.dumps(peaks))
+
+
+def _worlds(words: list[str]) -> list[list[str]]:
+    """The words between dashes."""
+    worlds: list[list[str]] = [[]]
+    for word in words:
+        worlds.append([]) if word == "--" else worlds[-1].append(word)
+    return worlds
 
 
 if __name__ == "__main__":

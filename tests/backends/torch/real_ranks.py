@@ -365,7 +365,10 @@ def groups(params: list[Any]) -> list[dict[str, Any]]:
 def on_ranks(measure_cases: Callable[[int, int, list[str]], Any], ranks: int, cases: list[str]) -> list[Any]:
     """What `measure_cases` gives on each rank of so many processes, as JSON keeps it."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_on_rank, (measure_cases, ranks, _free_port(), cases, folder), nprocs=ranks)
+        arguments = measure_cases, ranks, _free_port(), cases, folder
+        gc.collect()
+        gc.freeze()  # what ranks collect is their own, not what was imported
+        torch.multiprocessing.start_processes(_on_rank, arguments, nprocs=ranks, start_method="fork")
         return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(ranks)]
 
 

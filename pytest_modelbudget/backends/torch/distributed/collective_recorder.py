@@ -1,4 +1,4 @@
-"""A recorder of one of many ranks: what its collectives send, and storages that shrink to nothing and grow again."""
+"""A recorder of one of many ranks: what its collectives send, and what FSDP resizes and adds up itself."""
 
 from __future__ import annotations
 
@@ -88,9 +88,15 @@ class CollectiveRecorder(RepeatingRecorder):
 
 
 @contextmanager
-def resizes_recorded(recorders: Sequence[CollectiveRecorder]) -> Iterator[None]:
-    """Inside, the recorders hear of storages that are resized, which is no operator."""
-    original = torch.UntypedStorage.resize_
+def fsdp_recorded(recorders: Sequence[CollectiveRecorder]) -> Iterator[None]:
+    """Inside, the recorders hear of storages that are resized, which is no operator, and which sums are of gradients.
+
+    Where FSDP2 reduces in another dtype than it runs in, it adds up the gradients of passes that it does not reduce
+    in tensors of its own.
+    """
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+
+    original, make_sum = torch.UntypedStorage.resize_, FSDPParam.to_accumulated_grad_if_needed
 
     def resize(storage: torch.UntypedStorage, size: int) -> Any:
         out = original(storage, size)
@@ -98,5 +104,14 @@ def resizes_recorded(recorders: Sequence[CollectiveRecorder]) -> Iterator[None]:
             recorder.resized(storage, size)
         return out
 
-    with patched(torch.UntypedStorage, "resize_", resize):
+    def to_sum(parameter: Any) -> None:
+        make_sum(parameter)
+        if parameter.unsharded_accumulated_grad is not None:
+            for recorder in recorders:
+                recorder.set_role(parameter.unsharded_accumulated_grad, "gradient")
+
+    with (
+        patched(torch.UntypedStorage, "resize_", resize),
+        patched(FSDPParam, "to_accumulated_grad_if_needed", to_sum),
+    ):
         yield

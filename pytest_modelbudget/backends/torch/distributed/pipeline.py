@@ -103,9 +103,14 @@ def _refuse(recipe: Training) -> None:
             f"training.pipeline: stages of torch {torch.__version__} were not looked at: update to 2.14 or later"
         )
     default = Training()
-    for name in ("no_sync", "in_backward", "offload", "ema", "steps"):
+    for name in ("no_sync", "in_backward", "steps"):
         if getattr(recipe, name) != getattr(default, name):
             raise ModelBudgetError(f"training.{name} with pipeline is not planned: leave one of the two out")
+    if recipe.offload and (recipe.offload != ("optimizer",) or recipe.sharding):
+        raise ModelBudgetError(
+            "training.offload: with pipeline, [optimizer] without sharding is planned alone: gradients of later "
+            "microbatches are added to those of earlier ones on the device"
+        )
     if recipe.optimizer == "lomo":
         raise ModelBudgetError(
             "training.optimizer: lomo with pipeline is not planned, since it runs in the backward pass: write another"
@@ -115,10 +120,25 @@ def _refuse(recipe: Training) -> None:
             "training.loop: with pipeline, torch's schedule runs the passes: write torch, torchtitan or nanogpt, and "
             "zero_grad before, after or never"
         )
-    if recipe.loss in (*LANGUAGE_LOSSES, "none") or recipe.lora.get("base"):
+    if recipe.loss in LANGUAGE_LOSSES:
+        _refuse_language_loss(recipe)
+    if recipe.loss == "none" or recipe.lora.get("base"):
         key = "lora: base" if recipe.lora.get("base") else f"loss: {recipe.loss}"
         raise ModelBudgetError(
             f"training.{key} with pipeline is not planned: write another, or leave one of the two out"
+        )
+
+
+def _refuse_language_loss(recipe: Training) -> None:
+    if isinstance(recipe.sharding, Mapping) and recipe.sharding.get("tp", 1) != 1:
+        raise ModelBudgetError(
+            f"training.loss: {recipe.loss} with pipeline and tp is not planned, since each rank has a part of the "
+            "head: write cross_entropy, or leave tp out"
+        )
+    if recipe.loss == "linear_cross_entropy" and pipeline_of(recipe.pipeline).splits_backward:
+        raise ModelBudgetError(
+            "training.loss: torch's linear_cross_entropy runs its backward pass once, and "
+            f"{recipe.pipeline['schedule']} runs it in two parts: write liger, cce or chunked, or take interleaved1f1b"
         )
 
 

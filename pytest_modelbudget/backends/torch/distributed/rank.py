@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.distributed.collective_recorder import CollectiveRecorder, resizes_recorded
+from pytest_modelbudget.backends.torch.distributed.collective_recorder import CollectiveRecorder, fsdp_recorded
 from pytest_modelbudget.backends.torch.distributed.context_parallel import ContextParallelStep, is_context_parallel
 from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
@@ -104,7 +104,7 @@ def record_sharded(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Tr
 
         offloads = "params" in recipe.offload
         with (
-            resizes_recorded(recorders),
+            fsdp_recorded(recorders),
             _explained(runnable.name, recipe.sharding),
             shards_copied_to_device() if offloads else nullcontext(),
         ):

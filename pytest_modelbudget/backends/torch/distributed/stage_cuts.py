@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
+from pytest_modelbudget.backends.torch.training.head import Head
 from pytest_modelbudget.backends.torch.training.losses import cross_entropy_of, loss_function
 from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
 from pytest_modelbudget.backends.torch.training.step import StepRecording, record_step
@@ -30,11 +32,15 @@ MicrobatchCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class CutModel:
-    """Where a model is cut: the first block of each stage but the first; `targets` is the shape of those of a loss."""
+    """Where a model is cut: the first block of each stage but the first; `targets` is the shape of those of a loss.
+
+    `head` are the names of the weight and the bias of the head that a loss takes the place of.
+    """
 
     survey: Survey
     cuts: tuple[int, ...]
     targets: tuple[int, ...] | None
+    head: tuple[str, ...] = ()
 
     def blocks_of_stage(self, stage: int) -> range:
         """The blocks of a stage."""
@@ -67,11 +73,16 @@ def survey_of(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Trainin
             cuts = cuts_of(pipeline, blocks)
             args, kwargs = calls_of(call, pipeline.microbatches)[0]
             recorder.begin(tensors((args, kwargs)))
-            loss_of = loss_function(recipe)
-            with calls_noted(self.model, blocks, recorder) as calls, kernels.autocast(MIXED.get(recipe.precision)):
-                out = self.model(*args, **kwargs)
+            loss_of = self.fused_loss or loss_function(recipe)
+            with kernels.autocast(MIXED.get(recipe.precision)):
+                with (
+                    self.fused_loss.head.left_out() if self.fused_loss else nullcontext(),
+                    calls_noted(self.model, blocks, recorder) as calls,
+                ):
+                    out = self.model(*args, **kwargs)
                 kernels.guessing = True
                 loss = loss_of(out)
+            head = recorder.read(self.fused_loss.head.tensors if self.fused_loss else ())
             if not isinstance(loss, torch.Tensor) or loss.dim():
                 raise ModelBudgetError(
                     "training.loss: a pipeline needs a loss, one number, and the model returns none: write "
@@ -80,9 +91,13 @@ def survey_of(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Trainin
             survey = recorder.survey(blocks, calls)
             for cut in cuts:
                 survey.check(cut)
-            targets = getattr(cross_entropy_of(loss_of), "targets", None)
-            cut_models.append(CutModel(survey, cuts, None if targets is None else tuple(targets.shape)))
+            targets = getattr(self.fused_loss or cross_entropy_of(loss_of), "targets", None)
+            cut_models.append(CutModel(survey, cuts, None if targets is None else tuple(targets.shape), head))
             return None
+
+        def head_of(self, loss: str, call: ModelCall, dispatcher: Any) -> Head:
+            args, kwargs = calls_of(call, pipeline.microbatches)[0]
+            return self.head_in_pass(loss, replace(call, args=args, kwargs=kwargs), dispatcher)
 
     record_copy(runnable, sizes, recipe, Surveying)
     return cut_models[0]

@@ -59,10 +59,16 @@ class Segment:
 
 @dataclass(slots=True)
 class Microbatch:
-    """What is known of one: its passes by name, or, of one that is repeated, its storages by those of the original."""
+    """What is known of one: its passes by name, or, of one that is repeated, its storages by those of the original.
+
+    `let_go` are the storages that its passes let go of, once all of them are over. Of one that is repeated, what it
+    gave to torch's schedule and the graph needs as well is `kept` until the graph is let go of.
+    """
 
     segments: dict[str, Segment] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
+    let_go: frozenset[int] = frozenset()
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class NotRepeatableError(ModelBudgetError):
@@ -156,7 +162,13 @@ class StageRecorder(CollectiveRecorder):
         )
 
     def repeat(self, original: Microbatch, name: str, microbatch: Microbatch) -> Any:
-        """The pass `name` of `original` runs for `microbatch`; gives what it gives to torch's schedule."""
+        """The pass `name` of `original` runs for `microbatch`; gives what it gives to torch's schedule.
+
+        Raises:
+            NotRepeatableError: it did not run in `original` yet.
+        """
+        if name not in original.segments:
+            raise NotRepeatableError
         segment, numbers = original.segments[name], microbatch.numbers
         self._flush()
         start = len(self._events)
@@ -173,6 +185,10 @@ class StageRecorder(CollectiveRecorder):
             if event.made or event.freed:
                 made = tuple([(numbers[number], size) for number, size in event.made])
                 freed = tuple([let_go[number] for number in event.freed if number in let_go])
+                if microbatch.kept and not lasting.isdisjoint(event.freed):
+                    for number in event.freed:
+                        microbatch.kept.pop(number, None)
+                    freed += self._take_freed()
                 event = MemoryEvent(event.op, event.path, event.phase, made, freed, event.workspace)
             self._events.append(event)
         for index, (number, operand) in segment.sums.items():
@@ -181,7 +197,12 @@ class StageRecorder(CollectiveRecorder):
         self._sent += [(start + index, collective) for index, collective in segment.sent.items()]
         self._repeated.append(list(segment.work))
         with no_modes(), torch.no_grad():
-            return tree_map_only(Like, lambda like: self._stand_in(like, numbers[like.storage]), segment.out)
+            out = tree_map_only(Like, lambda like: self._stand_in(like, numbers[like.storage]), segment.out)
+        stand_ins = {self._numbers[storage_key(tensor)]: tensor for tensor in tensors(out)}
+        for number in original.let_go:
+            if (own := numbers.get(number)) in stand_ins:
+                microbatch.kept[number] = stand_ins[own]
+        return out
 
     def _like(self, tensor: torch.Tensor) -> Like:
         offset, shape, stride = tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
@@ -209,6 +230,7 @@ class StageRecorder(CollectiveRecorder):
         lasting = self._lasting(microbatch)
         if made - freed - lasting or lasting - made:
             raise NotRepeatableError
+        microbatch.let_go = lasting & freed
 
     def _lasting(self, microbatch: Microbatch) -> frozenset[int]:
         return frozenset().union(*(segment.lasting for segment in microbatch.segments.values()))

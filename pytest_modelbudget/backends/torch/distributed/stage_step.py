@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.compat import no_modes
-from pytest_modelbudget.backends.torch.distributed.collective_recorder import resizes_recorded
+from pytest_modelbudget.backends.torch.compat import no_functions, no_modes
+from pytest_modelbudget.backends.torch.distributed.collective_recorder import fsdp_recorded
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, calls_of
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
@@ -23,8 +23,9 @@ from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import tensors
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.training.gradients import drop_gradients
+from pytest_modelbudget.backends.torch.training.head import Head
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs
-from pytest_modelbudget.backends.torch.training.losses import CrossEntropy, cross_entropy_of, loss_function
+from pytest_modelbudget.backends.torch.training.losses import cross_entropy_of, loss_function
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of
 from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording, recorded_passes
 from pytest_modelbudget.backends.torch.training.weights import MIXED
@@ -48,6 +49,7 @@ class StageStep(StepRecording):
         self.stage_indices = pipeline.stages_of(rank)
         self.communication: Mapping[str, int] = {}
         self.own_parameters: list[nn.Parameter] = []
+        self.own_buffers: list[torch.Tensor] = []
         self.tied: tuple[str, ...] = ()
         self.running: StageModule | None = None
         self.stage_modules: list[StageModule] = []
@@ -67,10 +69,11 @@ class StageStep(StepRecording):
         )
         self.stage_modules = self.modules(call)
         self.own_parameters = [parameter for name, parameter in self.model.named_parameters() if name in own]
+        self.own_buffers = [buffer for name, buffer in self.model.named_buffers() if name in own]
         self.recorder = lambda model: StageRecorder(model, own)
         recorder = super().recorder_for(call, kernels)
         assert isinstance(recorder, StageRecorder)
-        self.cleanup.enter_context(resizes_recorded([recorder]))
+        self.cleanup.enter_context(fsdp_recorded([recorder]))
         for module in self.stage_modules:
             module.recorder = recorder
             recorder.transparent(module.blocks)
@@ -78,6 +81,10 @@ class StageStep(StepRecording):
             if self.needed_by(number, self.stage_indices):
                 recorder.hold(tensor, "input")
         return recorder
+
+    def weights(self) -> Iterable[torch.Tensor]:
+        """Those of the stages of this rank."""
+        return (*self.own_parameters, *self.own_buffers)
 
     def needed_by(self, name: str | int, stages: Sequence[int]) -> int:
         """How many of some stages need a parameter, a buffer or an input."""
@@ -87,8 +94,10 @@ class StageStep(StepRecording):
         """Run `STEPS` steps of the schedule."""
         assert isinstance(recorder, StageRecorder)
         params = [parameter for parameter in self.own_parameters if parameter.requires_grad]
-        optimizer = self.optimizer(recipe, params, self.model) if params else None
+        optimizer = self.optimizer_for(recipe, params, recorder, kernels) if params else None
         losses = list[torch.Tensor]()
+        for module in self.stage_modules:
+            module.head = self.head if self.fused_loss else None
         target = self.target(recorder)
         stages = self.stages(recipe, call, recorder, kernels)
         schedule = self.schedule(stages, recipe)
@@ -121,9 +130,19 @@ class StageStep(StepRecording):
         """What a step of the schedule is called with: the first stage gets inputs, the last one what a loss needs."""
         inputs = tensors((call.args, call.kwargs)) if 0 in self.stage_indices else []
         ends: dict[str, Any] = {} if target is None else {"target": target, "losses": losses}
-        if recipe.outputs == "dropped" and "return_outputs" in inspect.signature(schedule.step).parameters:
+        drops_outputs = recipe.outputs == "dropped" or self.fused_loss  # with this the model returns no hidden states
+        if drops_outputs and "return_outputs" in inspect.signature(schedule.step).parameters:
             ends["return_outputs"] = False
         return list(inputs), ends
+
+    def head(self) -> Head:
+        """The head that the loss takes the place of, as it is now: FSDP gathers its weight."""
+        weight, *bias = map(self.model.get_parameter, self.cut.head)
+        return Head(weight, *bias or (None,))
+
+    def head_of(self, loss: str, call: ModelCall, dispatcher: Any) -> Head:
+        """What was found where the model was cut."""
+        return self.head()
 
     def stages(self, recipe: Training, call: ModelCall, recorder: StageRecorder, kernels: DeviceKernels) -> list[Any]:
         """torch's stages of this rank."""
@@ -136,7 +155,7 @@ class StageStep(StepRecording):
                 self.pipeline.stages,
                 recorder=recorder,
                 enter=self.entering(recipe, recorder, kernels),
-                repeats=self.repeats and not self.pipeline.splits_backward,
+                repeats=self.repeats,
                 group=None if self.mesh is None else self.mesh["pp"].get_group(),
                 **self.metadata(stage, call),
             )
@@ -179,7 +198,7 @@ class StageStep(StepRecording):
         loop = loop_of(recipe)
 
         @contextmanager
-        def enter(phase: Phase, module: StageModule) -> Iterator[None]:
+        def enter(phase: Phase, module: StageModule, runs: bool) -> Iterator[None]:
             self.running, recorder.phase, self.doing = module, phase, f"{phase} pass of a stage"
             kernels.keeps_casts = loop.caches_casts  # in recomputed blocks, too: the whole step is in one autocast
             kernels.guessing = phase != "forward"  # from a loss on, the optimizer included, as without stages
@@ -189,10 +208,11 @@ class StageStep(StepRecording):
                 yield
             finally:
                 torch.set_autocast_enabled("cpu", enabled)
-            if phase == "backward":
-                for parameter in (*self.own_parameters, *module.parameters()):  # others while they are gathered
-                    if parameter.grad is not None:
-                        recorder.set_role(parameter.grad, "gradient")
+            if phase == "backward" and runs:
+                with no_functions():  # which would hear of each `.grad`
+                    for parameter in (*self.own_parameters, *module.parameters()):  # others while they are gathered
+                        if parameter.grad is not None:
+                            recorder.set_role(parameter.grad, "gradient")
 
         return enter
 
@@ -211,19 +231,22 @@ class StageStep(StepRecording):
         """What a stage takes and gives, which torch would find out in a first step."""
         survey, count = self.cut.survey, self.pipeline.microbatches
 
-        def handed_on(cut: int) -> torch.Tensor:
-            hidden = survey.hidden[cut]
+        def handed_on(cut: int) -> tuple[torch.Tensor, ...]:
+            crossing = [survey.hidden[cut], *(crossing.first for crossing in survey.handed_on(cut))]
             with no_modes():
-                return torch.empty_strided(
-                    hidden.shape, hidden.stride(), dtype=hidden.dtype, device="meta"
-                ).requires_grad_()
+                return tuple(
+                    torch.empty_strided(
+                        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+                    ).requires_grad_()
+                    for tensor in crossing
+                )  # fmt: skip
 
         blocks = self.cut.blocks_of_stage(stage)
-        first = tuple(tensors(calls_of(call, count)[0])) if not stage else (handed_on(blocks[0]),)
+        first = tuple(tensors(calls_of(call, count)[0])) if not stage else handed_on(blocks[0])
         last = stage == self.pipeline.stages - 1
         with no_modes():
             number = torch.empty((), device="meta")
-        return {"input_args": first, "output_args": (number if last else handed_on(blocks[-1] + 1),)}
+        return {"input_args": first, "output_args": (number,) if last else handed_on(blocks[-1] + 1)}
 
     def schedule(self, stages: Sequence[Any], recipe: Training) -> Any:
         """torch's schedule of these stages.
@@ -235,7 +258,7 @@ class StageStep(StepRecording):
 
         name = SCHEDULES[self.pipeline.schedule]
         last = next((stage for stage in stages if stage.is_last), None)
-        loss_of, count = loss_function(recipe), 0
+        loss_of, count = self.fused_loss or loss_function(recipe), 0
 
         def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
             nonlocal count
@@ -243,9 +266,10 @@ class StageStep(StepRecording):
             assert last is not None
 
             def run() -> torch.Tensor:
-                compared = cross_entropy_of(loss_of)
-                if isinstance(compared, CrossEntropy):
+                if (compared := self.fused_loss or cross_entropy_of(loss_of)) is not None:
                     compared.targets = target
+                if self.fused_loss is not None:
+                    self.fused_loss.head = self.head()
                 returned, last.module.returned = last.module.returned, None
                 number: torch.Tensor = loss_of(output if returned is None else returned)
                 return number
@@ -255,9 +279,12 @@ class StageStep(StepRecording):
         try:
             kind = schedules.get_schedule_class(name)
             several = issubclass(kind, schedules.PipelineScheduleMulti)
-            return kind(list(stages) if several else stages[0], self.pipeline.microbatches, loss)
+            schedule = kind(list(stages) if several else stages[0], self.pipeline.microbatches, loss)
         except ValueError as error:
             raise ModelBudgetError(f"training.pipeline: {self.pipeline.schedule}: {error}") from error
+        for stage in stages:
+            stage.scheduled_by(schedule, self.rank)
+        return schedule
 
 
 def _stepped(schedule: Any, inputs: Sequence[torch.Tensor], ends: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ input that an operator reads there. One that two stages need, such as a tied tab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.costs.rules import Cost
+from pytest_modelbudget.backends.torch.distributed.stage_tensors import CallsSeen, Crossing, Origin
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
 from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
@@ -59,38 +60,12 @@ def _largest_list(model: nn.Module) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """A tensor that goes past blocks: where it is made, where blocks and the code between them read it.
-
-    `carried` are the blocks that take it over from the one before.
-    """
-
-    made_at: int
-    inside: frozenset[int]
-    between: frozenset[int]
-    carried: frozenset[int]
-
-    @property
-    def goes_past_blocks(self) -> bool:
-        """Whether it is read at a later position than it is made at."""
-        return max(self.inside | self.between, default=-1) > self.made_at
-
-    def is_handed_on(self, cut: int) -> bool:
-        """Whether a stage that begins with the block `cut` gets it, or does not need it."""
-        if self.made_at >= cut:
-            return True
-        blocks = {position for position in self.inside if position >= cut}
-        between = any(position >= cut for position in self.between)
-        return not between and (not blocks or (cut in self.carried and blocks <= self.carried))
-
-
-@dataclass(frozen=True, slots=True)
 class Survey:
     """What was found: `hidden` is what each block takes over from the one before, `returned` what it gives.
 
     `place` is where the former is among the tensors that a block is called with. `used` are the positions at which an
     operator reads each parameter, buffer (by name) and input (by its number). `crossing` are tensors that depend on
-    parameters and are read at a later position than they are made at.
+    parameters and are read at a later position than they are made at, in the order in which they are made.
     """
 
     blocks: tuple[str, ...]
@@ -98,21 +73,30 @@ class Survey:
     place: int
     returned: tuple[Any, ...]
     used: Mapping[str | int, frozenset[int]]
-    crossing: frozenset[Crossing]
+    crossing: tuple[Crossing, ...]
 
     def check(self, cut: int) -> None:
-        """Refuse a stage that begins with the block `cut`, where more than one tensor goes from stage to stage.
+        """Refuse a stage that begins with the block `cut`, where what goes on to it cannot be followed.
 
         Raises:
             ModelBudgetError: naming the block.
         """
-        for crossing in self.crossing:
-            if not crossing.is_handed_on(cut):
-                raise ModelBudgetError(
-                    f"training.pipeline: {self.blocks[cut]} cannot begin a stage: more than its first argument goes on "
-                    "from earlier blocks (a skip connection, a second stream?), and stages hand on one tensor: "
-                    "choose other blocks with split"
-                )
+        if not all(crossing.origins for crossing in self.handed_on(cut)):
+            raise ModelBudgetError(
+                f"training.pipeline: {self.blocks[cut]} cannot begin a stage: it needs what earlier blocks made and "
+                "did not return (they left it in an attribute, or in a list that they got?): choose other blocks with "
+                "split"
+            )
+
+    def handed_on(self, cut: int) -> tuple[Crossing, ...]:
+        """What a stage that begins with the block `cut` gets of earlier ones beside the first argument of the block."""
+        return tuple(
+            crossing for crossing in self.crossing if not crossing.is_handed_on(cut) and cut not in crossing.carried
+        )
+
+    def is_followed(self, cut: int) -> bool:
+        """Whether other code of such a stage than its blocks, one after another, needs what it gets."""
+        return not all(crossing.is_handed_on(cut) for crossing in self.crossing)
 
     def in_range(self, name: str | int, first: int, last: int) -> bool:
         """Whether the stage of blocks from `first` to before `last` needs a tensor.
@@ -135,6 +119,8 @@ class SurveyRecorder(Recorder):
         self._names: dict[int, str | int] = {}
         self._used: dict[str | int, set[int]] = {}
         self._made: dict[int, int] = {}
+        self._made_inside: set[int] = set()
+        self._origins: dict[int, dict[Origin, torch.Tensor]] = {}
         self.is_inside = False
         self._inside: dict[int, set[int]] = {}
         self._between: dict[int, set[int]] = {}
@@ -162,8 +148,25 @@ class SurveyRecorder(Recorder):
         for tensor in tensors(out):
             key = storage_key(tensor)
             self._outputs.append(tensor)
-            if depends and tensor.is_floating_point() and key not in self._names:
-                self._made.setdefault(key, self.position)
+            if depends and tensor.is_floating_point() and key not in self._names and key not in self._made:
+                self._made[key] = self.position
+                if self.is_inside:
+                    self._made_inside.add(key)
+
+    def seen(self, origin: Origin, tensor: torch.Tensor) -> None:
+        """It shows up there. What a block makes is not known before the block returns it, nor what it keeps."""
+        key = storage_key(tensor)
+        origins = self._origins.setdefault(key, {})
+        is_return = origin.call < 0
+        if key in self._made and (is_return or (not origins and key not in self._made_inside)):
+            origins[origin] = tensor
+
+    def read(self, parameters: Sequence[torch.Tensor]) -> tuple[str, ...]:
+        """What runs now reads these, whatever operators do; gives their names."""
+        names = tuple(str(self._names[storage_key(parameter)]) for parameter in parameters)
+        for name in names:
+            self._used.setdefault(name, set()).add(self.position)
+        return names
 
     def enters(self, index: int, hidden: torch.Tensor) -> None:
         """The block `index` is called with `hidden`."""
@@ -176,20 +179,24 @@ class SurveyRecorder(Recorder):
 
     def survey(self, blocks: tuple[str, ...], calls: BlockCalls) -> Survey:
         """What was noted."""
-        crossing = {
-            Crossing(made_at, *(frozenset(seen.get(key, ())) for seen in (self._inside, self._between, self._carried)))
-            for key, made_at in self._made.items()
-        }
         return Survey(
             blocks,
             tuple(calls.hidden),
             calls.place,
             tuple(calls.returned),
             {name: frozenset(positions) for name, positions in self._used.items()},
-            frozenset(
-                tensor for tensor in crossing if max(tensor.inside | tensor.between, default=-1) > tensor.made_at
-            ),
+            tuple(self._crossing()),
         )
+
+    def _crossing(self) -> Iterator[Crossing]:
+        for key, made_at in self._made.items():
+            inside, between = frozenset(self._inside.get(key, ())), frozenset(self._between.get(key, ()))
+            if max(inside | between, default=-1) > made_at:
+                origins = self._origins.get(key, {})
+                first = next(iter(origins.values()), torch.empty(0)).detach()
+                yield Crossing(
+                    made_at, inside, between, frozenset(self._carried.get(key, ())), tuple(origins), first
+                )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -201,6 +208,17 @@ class BlockCalls:
     returned: list[Any] = field(default_factory=list)
 
 
+class _CallsNoted(CallsSeen):
+    """Tells a recorder."""
+
+    def __init__(self, recorder: SurveyRecorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def seen(self, origin: Origin, tensor: torch.Tensor) -> None:
+        self._recorder.seen(origin, tensor)
+
+
 @contextmanager
 def calls_noted(model: nn.Module, blocks: tuple[str, ...], recorder: SurveyRecorder) -> Iterator[BlockCalls]:
     """Inside, `recorder` hears of each block that is called.
@@ -208,7 +226,7 @@ def calls_noted(model: nn.Module, blocks: tuple[str, ...], recorder: SurveyRecor
     Raises:
         ModelBudgetError: blocks that are called in another order than they are in, or more than once.
     """
-    calls = BlockCalls()
+    calls, around = BlockCalls(), _CallsNoted(recorder)
 
     def noting(index: int, original: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -224,15 +242,17 @@ def calls_noted(model: nn.Module, blocks: tuple[str, ...], recorder: SurveyRecor
             recorder.enters(index, hidden)
             calls.hidden.append(hidden)
             recorder.is_inside = True
+            around.enter_block()
             out = original(*args, **kwargs)
             recorder.is_inside = False
+            around.leave_block(index, out)
             calls.returned.append(tree_map_only(torch.Tensor, torch.Tensor.detach, out))
             return out
 
         return forward
 
     modules = [model.get_submodule(name) for name in blocks]
-    with all_patched([(block, "forward", noting(index, block.forward)) for index, block in enumerate(modules)]):
+    with all_patched([(block, "forward", noting(index, block.forward)) for index, block in enumerate(modules)]), around:
         yield calls
     if len(calls.hidden) != len(blocks):
         raise ModelBudgetError(

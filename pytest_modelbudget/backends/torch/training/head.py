@@ -32,6 +32,11 @@ class Head:
     weight: torch.Tensor
     bias: torch.Tensor | None
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The weight, and the bias where there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
     @contextmanager
     def left_out(self) -> Iterator[None]:
         """Inside, products with the head's weight give their input."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -160,7 +160,7 @@ class StepRecording:
             self.prepare(recipe, kernels, stack)
             call = self.inputs()
             recorder = self.recorder_for(call, kernels)
-            averages = averaged_weights(self.model, recorder) if isinstance(recipe, Training) and recipe.ema else []
+            averages = averaged_weights(self.weights(), recorder) if isinstance(recipe, Training) and recipe.ema else []
             stack.enter_context(quiet_modes(self.runnable, isinstance(recipe, Training), on_cpu=not self.on_cuda))
             stack.enter_context(kernels)
             dispatcher = self.dispatcher(recorder, call)
@@ -245,6 +245,10 @@ class StepRecording:
         """What the model is called with."""
         return call_of(self.runnable, self.sizes, HALF.get(self.recipe.precision))
 
+    def weights(self) -> Iterable[torch.Tensor]:
+        """All parameters and buffers that are on the device."""
+        return (*self.model.parameters(), *self.model.buffers())
+
     def patching(self, recipe: Training) -> Training:
         """What of `recipe` changes the model before it is recorded."""
         return recipe
@@ -253,6 +257,10 @@ class StepRecording:
         """The head that a `loss` of hidden states takes the place of, found by a pass that is not recorded."""
         if self.shard is not None:
             raise ModelBudgetError(f"training.loss: {loss} is not planned with sharding: write module:callable")
+        return self.head_in_pass(loss, call, dispatcher)
+
+    def head_in_pass(self, loss: str, call: ModelCall, dispatcher: Any) -> Head:
+        """The head, from a pass of the whole model; see `find_head`."""
         with observing(Observer(part_ids(self.model)), dispatcher):
             return find_head(lambda: self.model(*call.args, **call.kwargs), loss)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.pipeline import RankStep, record_ranks
 from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.planning import make_plans
@@ -63,6 +64,28 @@ class Residual(Deep):
         return self.lm_head(self.norm(out))
 
 
+class Noting(Block):
+    """A block that leaves what it made in a list."""
+
+    def forward(self, x: torch.Tensor, notes: list[torch.Tensor]) -> torch.Tensor:
+        notes.append(self.norm1(x))
+        return super().forward(x)
+
+
+class Leaving(Deep):
+    """The code after all blocks reads what they left in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Noting() for _ in range(6))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out, notes = self.embed_tokens(ids), list[torch.Tensor]()
+        for layer in self.layers:
+            out = layer(out, notes)
+        return self.lm_head(self.norm(sum(notes, out)))
+
+
 class Failing(Deep):
     """Its code fails in the second microbatch."""
 
@@ -102,6 +125,37 @@ def test_states_and_bytes_sent() -> None:
     assert received == [ROWS, 2 * ROWS, ROWS]
 
 
+@pytest.mark.parametrize(("build", "count"), [(Skipping, 2), (Residual, 1)])
+def test_what_stages_hand_on(build: Any, count: int) -> None:
+    """All that later stages read of earlier ones, and the gradients of it: what is read twice goes once."""
+    steps = ranks_of({"ranks": 3, "microbatches": 4}, build)
+    rows = [count * ROWS, 2 * count * ROWS, count * ROWS]
+    assert [step.communication["send"] for step in steps] == rows
+    assert [lasting(step.memory_trace).get("received", 0) for step in steps] == rows
+
+
+def test_what_is_kept_beside() -> None:
+    """An average has a copy of what is on a rank; states of an offloaded optimizer stay for small parameters alone."""
+    pipeline = {"ranks": 2, "microbatches": 2, "split": ["layers.1"]}
+    step, _ = ranks_of(pipeline, ema=True, offload=("optimizer",))
+    sums, parameters, norms = lasting(step.memory_trace), TABLE + BLOCK, 4 * WIDTH
+    assert sums["average"] == sums["param"] == sums["gradient"] == FLOAT * parameters
+    assert sums["optimizer"] == pytest.approx(2 * FLOAT * norms, abs=100)  # and their counters
+    [note] = [note for note in step.memory_trace.notes if note.startswith("offloaded")]
+    assert note.startswith(f"offloaded: {units.size(4 * FLOAT * (parameters - norms))}")
+    sharded, _ = ranks_of(pipeline, ema=True, sharding={"fsdp": 2})
+    assert lasting(sharded.memory_trace)["average"] == FLOAT * parameters // 2
+
+
+def test_a_loss_in_place_of_the_head() -> None:
+    """It is on the last stage, with the weight of the head and its gradient; nobody makes logits."""
+    _, last = ranks_of({"ranks": 2, "microbatches": 4, "split": ["layers.5"]}, loss="liger")
+    sums = lasting(last.memory_trace)
+    assert sums["param"] == sums["gradient"] == FLOAT * (BLOCK + 2 * WIDTH + TABLE)
+    assert sums["input"] == 8 * BATCH * TOKENS
+    assert not any(event.path == "lm_head" for event in last.memory_trace.events)
+
+
 def test_an_optimizer_that_reads_values() -> None:
     """Adafactor asks for the norms of parameters on every rank: a row and a column for each matrix, vectors whole."""
     step, _ = ranks_of({"ranks": 2, "microbatches": 2, "split": ["layers.1"]}, optimizer="adafactor")
@@ -127,6 +181,20 @@ def test_stages_that_are_sharded() -> None:
         assert whole == FLOAT * (parameters + parameters // 2)  # of all microbatches, and what is left of it
         flops = [sum(work.flops for work in other.memory_trace.work or ()) for other in (step, alone)]
         assert flops[0] == flops[1]
+
+
+def test_sums_of_gradients_that_fsdp_makes() -> None:
+    """By its policy it runs in half precision and adds up microbatches whole in float32, which are gradients."""
+    step, _ = ranks_of(
+        {"ranks": 2, "microbatches": 2, "split": ["layers.1"]}, sharding={"fsdp": 2, "casts": "policy"},
+        precision="bf16-mixed",
+    )  # fmt: skip
+    trace, parameters = step.memory_trace, TABLE + BLOCK
+    made = [
+        size for event in trace.events[trace.measured :] for number, size in event.made
+        if trace.roles.get(number) == "gradient"
+    ]  # fmt: skip
+    assert sum(made) == FLOAT * (parameters + parameters // 2)  # the whole, and this rank's part of it
 
 
 def most_in_flight(trace: MemoryTrace, block: str) -> int:
@@ -155,6 +223,11 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mixed": ({"ranks": 2, "microbatches": 4}, {"precision": "bf16-mixed", "outputs": "dropped"}),
     "recomputed": ({"ranks": 2, "microbatches": 4}, {"checkpointing": "blocks"}),
     "interleaved": ({"ranks": 2, "schedule": "interleaved1f1b", "microbatches": 4}, {"outputs": "until-step"}),
+    "interleaved, in two parts": ({"ranks": 2, "schedule": "interleavedzerobubble", "microbatches": 4}, {}),
+    "in the shape of a V": (
+        {"ranks": 2, "schedule": "zbvzerobubble", "microbatches": 8},
+        {"gradient_accumulation": 2, "loss": "cce", "sharding": {"fsdp": 2}},
+    ),
     "fsdp, tp, accumulated": (
         {"ranks": 2, "microbatches": 4},
         {"sharding": {"fsdp": 2, "ddp": 2, "tp": 2}, "gradient_accumulation": 3},
@@ -180,7 +253,10 @@ def test_microbatches_that_are_repeated(case: str) -> None:
             for trace in (repeated.memory_trace, run.memory_trace)
         ]
         assert curves[0] == curves[1]
-        flops = [sum(work.flops for work in trace.work or ()) for trace in (repeated.memory_trace, run.memory_trace)]
+        works = [trace.work or () for trace in (repeated.memory_trace, run.memory_trace)]
+        alone = [{work.pass_number for work in each if work.pass_number < 0} for each in works]
+        assert len(alone[0]) > len(alone[1])  # passes of what is repeated: nothing fell back to running all
+        flops = [sum(work.flops for work in each) for each in works]
         assert flops[0] == flops[1] > 0
         assert repeated.communication == run.communication
 
@@ -221,11 +297,23 @@ def test_plan() -> None:
             Tied,
             "embed_tokens.weight is needed by several stages of rank 0",
         ),
-        ({"ranks": 2}, {"offload": ("activations",)}, Deep, "training.offload with pipeline is not planned"),
+        (
+            {"ranks": 2},
+            {"offload": ("activations",)},
+            Deep,
+            "with pipeline, [optimizer] without sharding is planned alone",
+        ),
+        ({"ranks": 2}, {"in_backward": True}, Deep, "training.in_backward with pipeline is not planned"),
         ({"ranks": 2}, {"optimizer": "lomo"}, Deep, "training.optimizer: lomo with pipeline is not planned"),
         ({"ranks": 2}, {"loop": "lightning"}, Deep, "torch's schedule runs the passes"),
-        ({"ranks": 2}, {}, Skipping, "layers.3 cannot begin a stage"),
-        ({"ranks": 2}, {}, Residual, "layers.3 cannot begin a stage"),
+        ({"ranks": 2}, {}, Leaving, "layers.3 cannot begin a stage"),
+        ({"ranks": 2}, {"loss": "cce", "sharding": {"tp": 2}}, Deep, "cce with pipeline and tp is not planned"),
+        (
+            {"ranks": 2, "schedule": "zbvzerobubble"},
+            {"loss": "linear_cross_entropy"},
+            Deep,
+            "linear_cross_entropy runs its backward pass once, and zbvzerobubble runs it in two parts",
+        ),
         ({"ranks": 2}, {}, lambda: nn.Embedding(9, 9), "the model has no repeated blocks"),
         ({"ranks": 2, "split": ["blocks.1"]}, {}, Deep, "the model has no module blocks"),
         ({"ranks": 2}, {}, Failing, "ValueError: no more"),

@@ -1,0 +1,101 @@
+"""Reads recipes as they are written; a key at a wrong place is told where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from pytest_modelbudget.errors import ModelBudgetError, did_you_mean
+from pytest_modelbudget.planner.recipe import SHARDING_DIMS, SHARDING_OPTIONS, AnyRecipe, Inference, Serving, Training
+from pytest_modelbudget.planner.recipe_keys import Key, RecipeType, key_of
+
+RECIPE_TYPES: dict[str, RecipeType] = {"training": Training, "inference": Inference, "serving": Serving}
+"""The sections of recipes, by the key they are written under."""
+
+Path = tuple[str, ...]
+"""The keys that lead to a key: `("training", "pipeline", "ranks")`."""
+
+_DEVICE_WORDS = ("device", "devices", "gpu", "fits")
+_DEVICE_HINT = ", a device that the run must fit is a budget (budgets: {fits: RTX 4090}), or asked for with --device"
+
+
+def parse(section: Any, kind: RecipeType) -> AnyRecipe:
+    """Read a `training:`, `inference:` or `serving:` section of a manifest.
+
+    Raises:
+        ModelBudgetError: an unknown key or a value that is none, naming the key and what is allowed.
+    """
+    title = kind.__name__.lower()
+    if section is True or section is None:
+        section = {}
+    if not isinstance(section, Mapping):
+        raise ModelBudgetError(f"{title}: write a mapping of {', '.join(f.name for f in fields(kind))}")
+    keys = {f.name for f in fields(kind)}
+    for name in section:
+        if name not in keys:
+            hint = _DEVICE_HINT if name in _DEVICE_WORDS else place_hint((title, name)) or did_you_mean(name, keys)
+            raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
+    return kind(**{name: _checked_value(title, key_of(kind, name), name, value) for name, value in section.items()})
+
+
+def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
+    known = _keys_below((title, name))
+    for inner in value if known and isinstance(value, Mapping) else ():
+        hint = "" if inner in known else place_hint((title, name, inner)) or did_you_mean(inner, known)
+        if hint:
+            raise ModelBudgetError(f"{title}.{name}: unknown key {inner!r}{hint}; known are {', '.join(known)}")
+    problem, parsed = key.read(value)
+    if problem:
+        raise ModelBudgetError(f"{title}.{name}: {problem}, not {value!r}")
+    return parsed
+
+
+def place_hint(path: tuple[Any, ...]) -> str:
+    """`, which is written as pipeline: {microbatches: ...}` for an unknown key that is one elsewhere, else empty.
+
+    `path` leads to it from the section on; the name alone is that of a key beside sections.
+    """
+    *around, name = path
+    places = [place for place in _places() if place[-1] == name]
+    if not places:
+        return ""
+    place = min(places, key=lambda place: (place[:1] != tuple(around[:1]), len(place)))
+    if len(around) > 1 and place[:-1] == tuple(around[:1]):
+        return f", which is written beside {around[1]}"
+    return f", which is written as {_nested(place[1:] if place[:1] == tuple(around[:1]) else place)}"
+
+
+def _nested(path: Path) -> str:
+    first, *below = path
+    return f"{first}: {{{_nested(tuple(below))}}}" if below else f"{first}: ..."
+
+
+@cache
+def _places() -> tuple[Path, ...]:
+    """Where each key of all kinds of recipes is written."""
+    return tuple(path for title, kind in RECIPE_TYPES.items() for path in _paths_of(title, kind))
+
+
+def _paths_of(title: str, kind: RecipeType) -> Iterator[Path]:
+    for recipe_field in fields(kind):
+        path = title, recipe_field.name
+        yield path
+        if recipe_field.name == "sharding":  # whose schema takes any dimension with a number of ranks
+            yield from ((*path, name) for name in (*SHARDING_DIMS, *SHARDING_OPTIONS))
+        else:
+            yield from _paths_below(path, key_of(kind, recipe_field.name).schema)
+
+
+def _paths_below(path: Path, schema: Mapping[str, Any]) -> Iterator[Path]:
+    for part in (schema, *schema.get("anyOf", ())):
+        for name, inner in part.get("properties", {}).items():
+            yield (*path, name)
+            yield from _paths_below((*path, name), inner)
+
+
+@cache
+def _keys_below(path: Path) -> tuple[str, ...]:
+    """The keys of a table, in order; empty where it takes any."""
+    return tuple(dict.fromkeys(place[-1] for place in _places() if place[:-1] == path))
