@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from pytest_modelbudget.errors import did_you_mean
 from pytest_modelbudget.planner.checkpointing import CHECKPOINTING_SCHEMA, check_checkpointing
 from pytest_modelbudget.planner.fp8 import FP8_SCHEMA, check_fp8
 from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
