@@ -145,9 +145,10 @@ def recipe_of(row: Mapping[str, str]) -> Recipe:
     precision: Any = row["precision"]
     if row["kind"] == "training":
         options = {"momentum": 0.9} if row["optimizer"] == "sgd" else {}
+        fp8 = {"fp8": "tensorwise", "precision": "bf16-mixed"} if precision == "fp8" else {"precision": precision}
         return Training(
-            optimizer=row["optimizer"], optimizer_options=options, precision=precision, loss="cross_entropy",
-            checkpointing=row["checkpointing"],
+            optimizer=row["optimizer"], optimizer_options=options, loss="cross_entropy", checkpointing=row["checkpointing"],
+            **fp8,
         )  # fmt: skip
     return Inference(precision=precision, kv_cache=int(row["size"]) if row["kind"] == "decoding" else 0)
 

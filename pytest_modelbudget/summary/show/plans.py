@@ -170,7 +170,7 @@ def need_text(fit: Fit) -> str:
 def way_text(way: Way) -> str:
     """`cheapest way to fit 24 GB: training: {batch: 8, fused: true}`."""
     if not way.recipe:
-        return f"nothing that was tried fits {way.device} ({way.tried} plans)"
+        return f"nothing that was tried fits {way.device} ({way.tried} {'plan' if way.tried == 1 else 'plans'})"
     return f"cheapest way to fit {way.device}: {way.recipe}"
 
 
