@@ -47,6 +47,7 @@ class Case:
     Each stage is shared by ranks of `fsdp` and `tp`; `half` is FSDP's policy, autocast without it. `extra` is what the
     model does with its embedding beside handing it to the first block. With `chunked` the loss runs the head in parts.
     With `experts` blocks are mixtures, whose experts are dealt out over `ep` of the ranks of `fsdp`.
+    A head that is `tied` to the embedding is so where one rank has both.
     """
 
     schedule: str
@@ -61,6 +62,7 @@ class Case:
     chunked: bool = False
     experts: bool = False
     ep: int = 1
+    tied: bool = False
 
     @property
     def ranks_of_a_stage(self) -> int:
@@ -85,6 +87,8 @@ CASES: dict[str, Case] = {
     "read by all blocks": Case("1F1B", 4, extra="read by blocks"),
     "read by all blocks, autocast": Case("1F1B", 4, extra="read by blocks", half=True),
     "read by all blocks, zbvzerobubble": Case("ZBVZeroBubble", 4, extra="read by blocks"),
+    "tied": Case("1F1B", 4, tied=True),
+    "tied, zbvzerobubble": Case("ZBVZeroBubble", 4, tied=True),
     "experts": Case("1F1B", 4, experts=True),
     "fsdp": Case("1F1B", 4, fsdp=2),
     "fsdp, interleaved1f1b": Case("Interleaved1F1B", 4, fsdp=2),
@@ -194,6 +198,8 @@ def measure(case: Case, world: int) -> int:
     stages = 2 * ranks if several else ranks
     own = [rank, stages - 1 - rank] if case.schedule == "ZBVZeroBubble" else list(range(rank, stages, ranks))
     parts = [part(stage, stages, case) for stage in own]
+    if case.tied and parts[0].embed_tokens and parts[-1].lm_head:
+        parts[-1].lm_head.weight = parts[0].embed_tokens.weight
     for module in parts:
         for block in module.layers.values() if case.recomputed else ():
             block.forward = recomputed(block.forward)
@@ -205,7 +211,7 @@ def measure(case: Case, world: int) -> int:
     head = next((module.lm_head for module in parts if module.lm_head), None)
     loss_of = partial(chunked_loss, head) if case.chunked and head else loss
     schedule = kind(own_stages if several else own_stages[0], case.microbatches, loss_of)
-    params = [parameter for module in parts for parameter in module.parameters()]
+    params = list(dict.fromkeys(parameter for module in parts for parameter in module.parameters()))
     optimizer = torch.optim.AdamW(groups(params), foreach=True)
     follow = Follow()
     follow.see(params)

@@ -37,6 +37,8 @@ class Whole(real_ranks.Transformer):
         super().__init__()
         self.extra = case.extra
         self.layers = nn.ModuleList(real_pipeline.block_of(case)() for _ in range(real_pipeline.LAYERS))
+        if case.tied:
+            self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = embedded = self.embed_tokens(ids)
