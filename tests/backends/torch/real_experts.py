@@ -119,14 +119,19 @@ def _deal_out(name: str, module: nn.Module, mesh: Any) -> None:
         module.register_parameter(key, nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)])))
 
 
+def deal_out(layer: Any, mesh: Any) -> None:
+    """Deal the experts of a block out over the ranks of `mesh`."""
+    exchange = Exchange(mesh)
+    distribute_module(layer.routed.experts, mesh, _deal_out, exchange.dispatch, exchange.combine)
+
+
 def experts_over(
     model: nn.Module, ranks: int, share: int, make_mesh: Callable[..., Any] = real_ranks._mesh
 ) -> nn.Module:
     """FSDP over all ranks, with experts over `share` of them."""
     mesh = make_mesh(fsdp=ranks // share, ep=share)
     for layer in model.layers:
-        exchange = Exchange(mesh["ep"])
-        distribute_module(layer.routed.experts, mesh["ep"], _deal_out, exchange.dispatch, exchange.combine)
+        deal_out(layer, mesh["ep"])
         fully_shard(layer.routed.experts, mesh=mesh["fsdp"])
     real_ranks._shard_blocks(model, make_mesh(dense=ranks))
     return model

@@ -21,6 +21,7 @@ from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn import functional
 
+from tests.backends.torch import real_experts
 from tests.backends.torch.real_ranks import (
     TENSOR_PARALLEL,
     TENSOR_PARALLEL_BLOCK,
@@ -45,6 +46,8 @@ class Case:
 
     Each stage is shared by ranks of `fsdp` and `tp`; `half` is FSDP's policy, autocast without it. `extra` is what the
     model does with its embedding beside handing it to the first block. With `chunked` the loss runs the head in parts.
+    With `experts` blocks are mixtures, whose experts are dealt out over `ep` of the ranks of `fsdp`.
+    A head that is `tied` to the embedding is so where one rank has both.
     """
 
     schedule: str
@@ -57,6 +60,9 @@ class Case:
     passes: int = 1
     extra: str = ""
     chunked: bool = False
+    experts: bool = False
+    ep: int = 1
+    tied: bool = False
 
     @property
     def ranks_of_a_stage(self) -> int:
@@ -81,6 +87,9 @@ CASES: dict[str, Case] = {
     "read by all blocks": Case("1F1B", 4, extra="read by blocks"),
     "read by all blocks, autocast": Case("1F1B", 4, extra="read by blocks", half=True),
     "read by all blocks, zbvzerobubble": Case("ZBVZeroBubble", 4, extra="read by blocks"),
+    "tied": Case("1F1B", 4, tied=True),
+    "tied, zbvzerobubble": Case("ZBVZeroBubble", 4, tied=True),
+    "experts": Case("1F1B", 4, experts=True),
     "fsdp": Case("1F1B", 4, fsdp=2),
     "fsdp, interleaved1f1b": Case("Interleaved1F1B", 4, fsdp=2),
     "fsdp, zbvzerobubble": Case("ZBVZeroBubble", 4, fsdp=2),
@@ -89,6 +98,8 @@ CASES: dict[str, Case] = {
     "fsdp, accumulated": Case("1F1B", 2, fsdp=2, passes=3),
     "fsdp, chunked loss": Case("1F1B", 4, fsdp=2, chunked=True),
     "fsdp, read by all blocks": Case("1F1B", 4, fsdp=2, extra="read by blocks"),
+    "ep": Case("1F1B", 4, fsdp=2, experts=True, ep=2),
+    "ep, interleaved1f1b": Case("Interleaved1F1B", 4, fsdp=2, experts=True, ep=2),
     "tp": Case("1F1B", 4, tp=2),
 }
 
@@ -100,13 +111,17 @@ class Reading(Block):
         return super().forward(x + memory)
 
 
+def block_of(case: Case) -> type[nn.Module]:
+    return real_experts.Block if case.experts else Reading if case.extra == "read by blocks" else Block
+
+
 class Deep(nn.Module):
     """A language model whose ends may be missing; with `extra` stages hand on the embedding, too."""
 
-    def __init__(self, extra: str = "", *, has_head: bool = True) -> None:
+    def __init__(self, case: Case) -> None:
         super().__init__()
-        self.extra, self.has_head = extra, has_head
-        kind = Reading if extra == "read by blocks" else Block
+        self.extra, self.has_head = case.extra, not case.chunked
+        kind = block_of(case)
         self.embed_tokens: nn.Module | None = nn.Embedding(VOCABULARY, WIDTH)
         self.layers = nn.ModuleDict({str(index): kind() for index in range(LAYERS)})
         self.norm: nn.Module | None = nn.LayerNorm(WIDTH)
@@ -128,7 +143,7 @@ def part(stage: int, stages: int, case: Case) -> Deep:
     each, more = divmod(LAYERS + 2, stages)
     counts = [each + (index < more) - (index == 0) - (index == stages - 1) for index in range(stages)]
     first = sum(counts[:stage])
-    model = Deep(case.extra, has_head=not case.chunked)
+    model = Deep(case)
     for index in range(LAYERS):
         if not first <= index < first + counts[stage]:
             del model.layers[str(index)]
@@ -152,7 +167,7 @@ def chunked_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -
     return total / (targets != -100).sum()
 
 
-def shard(model: nn.Module, case: Case, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, case: Case, mesh: DeviceMesh, expert_mesh: DeviceMesh | None) -> None:
     """Share a stage as torchtitan does: what was gathered stays to the end of a step."""
     if case.tp > 1:
         plan = {name: style for name, style in TENSOR_PARALLEL.items() if getattr(model, name)}
@@ -162,6 +177,9 @@ def shard(model: nn.Module, case: Case, mesh: DeviceMesh) -> None:
     if case.fsdp > 1:
         half = torch.bfloat16 if case.half else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+        for layer in model.layers.values() if expert_mesh else ():
+            real_experts.deal_out(layer, expert_mesh["ep"])
+            fully_shard(layer.routed.experts, mesh=expert_mesh["fsdp"], reshard_after_forward=False)
         for module in (*model.layers.values(), model):
             fully_shard(module, mesh=mesh["fsdp"], mp_policy=policy, reshard_after_forward=False)
 
@@ -170,16 +188,22 @@ def measure(case: Case, world: int) -> int:
     """Steps of AdamW on this rank; the first one, which makes its states, does not count."""
     dims = {"pp": world // case.ranks_of_a_stage, "fsdp": case.fsdp, "tp": case.tp}
     mesh = init_device_mesh("cpu", tuple(dims.values()), mesh_dim_names=tuple(dims))
+    expert_dims = {"pp": dims["pp"], "fsdp": case.fsdp // case.ep, "ep": case.ep}
+    expert_mesh = None
+    if case.ep > 1:
+        expert_mesh = init_device_mesh("cpu", tuple(expert_dims.values()), mesh_dim_names=tuple(expert_dims))
     rank, ranks = mesh["pp"].get_local_rank(), dims["pp"]
     kind = schedules.get_schedule_class(case.schedule)
     several = issubclass(kind, schedules.PipelineScheduleMulti)
     stages = 2 * ranks if several else ranks
     own = [rank, stages - 1 - rank] if case.schedule == "ZBVZeroBubble" else list(range(rank, stages, ranks))
     parts = [part(stage, stages, case) for stage in own]
+    if case.tied and parts[0].embed_tokens and parts[-1].lm_head:
+        parts[-1].lm_head.weight = parts[0].embed_tokens.weight
     for module in parts:
         for block in module.layers.values() if case.recomputed else ():
             block.forward = recomputed(block.forward)
-        shard(module, case, mesh)
+        shard(module, case, mesh, expert_mesh)
     own_stages = [
         PipelineStage(module, stage, stages, torch.device("cpu"), group=mesh["pp"].get_group())
         for module, stage in zip(parts, own, strict=True)
@@ -187,7 +211,7 @@ def measure(case: Case, world: int) -> int:
     head = next((module.lm_head for module in parts if module.lm_head), None)
     loss_of = partial(chunked_loss, head) if case.chunked and head else loss
     schedule = kind(own_stages if several else own_stages[0], case.microbatches, loss_of)
-    params = [parameter for module in parts for parameter in module.parameters()]
+    params = list(dict.fromkeys(parameter for module in parts for parameter in module.parameters()))
     optimizer = torch.optim.AdamW(groups(params), foreach=True)
     follow = Follow()
     follow.see(params)
@@ -213,6 +237,7 @@ def measure(case: Case, world: int) -> int:
 
 
 def _measured(rank: int, ranks: int, cases: list[str]) -> dict[str, int]:
+    real_experts.Routed.choose = lambda self, scores: real_experts.in_turn(scores)
     return {case: measure(CASES[case], ranks) for case in cases}
 
 

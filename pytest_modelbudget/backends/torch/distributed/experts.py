@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
-from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
@@ -32,14 +31,22 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe
 
 
-def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], fake: FakeWorld) -> dict[nn.Module, Any]:
-    """Deal the experts of `model` out over the ranks of `ep`; gives each of their modules with the mesh that is left.
+def expert_dims(sharding: Mapping[str, Any]) -> dict[str, int]:
+    """The dimensions of a mesh with `ep`, outermost first: those of `ddp`, if any, and what `ep` leaves of `fsdp`."""
+    ranks, replicas = sharding["ep"], sharding.get("ddp", 1)
+    return {**({"ddp": replicas} if replicas > 1 else {}), "fsdp": sharding["fsdp"] // ranks, "ep": ranks}
+
+
+def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], mesh: Any) -> dict[nn.Module, Any]:
+    """Deal the experts of `model` out over `ep` of `mesh`; gives each of their modules with the mesh that is left.
+
+    `mesh` has the dimensions of `expert_dims`.
 
     Raises:
         ModelBudgetError: no module has grouped weights and is called with rows and their number by expert, or they do
             not divide.
     """
-    ranks, fsdp, replicas = sharding["ep"], sharding["fsdp"], sharding.get("ddp", 1)
+    ranks = sharding["ep"]
     modules = [module for module in all_modules(model) if _experts_in(module)]
     if not modules:
         raise ModelBudgetError(
@@ -51,10 +58,9 @@ def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], fa
         raise ModelBudgetError(
             f"{name}: training.sharding: ep: {ranks} does not divide the {_experts_in(wrong)} experts of a layer"
         )
-    mesh = fake.mesh(**({"ddp": replicas} if replicas > 1 else {}), fsdp=fsdp // ranks, ep=ranks)
     for module in modules:
         _distribute(module, mesh["ep"], to_one_rank=sharding.get("routing") == "one-rank")
-    rest = mesh["ddp", "fsdp"] if replicas > 1 else mesh["fsdp"]
+    rest = mesh["ddp", "fsdp"] if sharding.get("ddp", 1) > 1 else mesh["fsdp"]
     return dict.fromkeys(modules, rest)
 
 

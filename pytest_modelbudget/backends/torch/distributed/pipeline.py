@@ -21,7 +21,9 @@ import torch
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.patching import exchanged, patched
 from pytest_modelbudget.backends.torch import compat
-from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
+from pytest_modelbudget.backends.torch.distributed.experts import expert_dims
+from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld, fake_world
+from pytest_modelbudget.backends.torch.distributed.hugging_face_experts import shares_experts
 from pytest_modelbudget.backends.torch.distributed.optimizer import optimizer_on_shards
 from pytest_modelbudget.backends.torch.distributed.rank import ShardedStep
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import record_copy, survey_of
@@ -89,6 +91,11 @@ def record_ranks(
     """
     recipe = resolved(recipe)
     _refuse(recipe)
+    if "ep" in (recipe.sharding if isinstance(recipe.sharding, Mapping) else {}) and shares_experts(runnable.model):
+        raise ModelBudgetError(
+            "training.sharding: ep of a model that deals out its experts itself (transformers' plans) with pipeline is "
+            "not planned: write {fsdp: ...} alone"
+        )
     pipeline = pipeline_of(recipe.pipeline)
     sharding, recipe = stage_sharding_of(recipe)
     surveyed = replace(recipe, precision=_CAST_BY_POLICY[sharding.half]) if sharding.half else recipe
@@ -148,10 +155,15 @@ def _record_rank(
 ) -> RankStep:  # fmt: skip
     steps: list[StageStep] = []
     pipeline, cut, sharding = stages["pipeline"], stages["cut"], stages["sharding"]
-    with _one_rank_of({"pp": pipeline.ranks, **sharding.dims}, rank) as mesh:
+    dims = {"pp": pipeline.ranks, **sharding.dims}
+    with _one_rank_of(dims, rank) as fake:
+        meshes: dict[str, Any] = {
+            "mesh": fake.mesh(**dims) if sharding.dims else None,
+            "expert_mesh": fake.mesh(pp=pipeline.ranks, **expert_dims(sharding.experts)) if sharding.experts else None,
+        }
 
         def recording(*arguments: Any) -> StageStep:
-            steps.append(StageStep(*arguments, **stages, rank=rank, repeats=repeats, mesh=mesh))
+            steps.append(StageStep(*arguments, **stages, **meshes, rank=rank, repeats=repeats))
             return steps[-1]
 
         try:
@@ -164,10 +176,10 @@ def _record_rank(
 
 
 @contextmanager
-def _one_rank_of(dims: Mapping[str, int], rank: int) -> Iterator[Any]:
-    """Inside, this process has the stages of `rank`, and what it sends arrives nowhere; gives the mesh of these `dims`.
+def _one_rank_of(dims: Mapping[str, int], rank: int) -> Iterator[FakeWorld]:
+    """Inside, this process has the stages of `rank` of a world of these `dims`, and what it sends arrives nowhere.
 
-    It is the first of the ranks that share these stages; where it has them for itself there is no mesh.
+    It is the first of the ranks that share these stages.
     """
     isend = torch.distributed.isend
     with (
@@ -179,7 +191,7 @@ def _one_rank_of(dims: Mapping[str, int], rank: int) -> Iterator[Any]:
     ):
         ranks = prod(dims.values())
         fake.join(ranks, rank * ranks // dims["pp"])
-        yield fake.mesh(**dims) if len(dims) > 1 else None
+        yield fake
 
 
 def _one_by_one(operations: Sequence[Any]) -> list[Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from pytest_modelbudget.backends.torch.compat import tree_map_only
+from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.distributed.stage_survey import Survey, SurveyRecorder, blocks_of, calls_noted
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
@@ -20,7 +22,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.head import Head
 from pytest_modelbudget.backends.torch.training.losses import cross_entropy_of, loss_function
 from pytest_modelbudget.backends.torch.training.optimizers import optimizer_of
-from pytest_modelbudget.backends.torch.training.step import StepRecording, record_step
+from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import MemoryTrace, Training
@@ -62,13 +64,14 @@ def survey_of(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Trainin
     """Where to cut, from one forward pass of a microbatch that is not recorded."""
     cut_models: list[CutModel] = []
 
-    class Surveying(StepRecording):
+    class Surveying(BalancedStep):
         def recorder_for(self, call: ModelCall, kernels: DeviceKernels) -> Recorder:
             self.recorder = SurveyRecorder
             return super().recorder_for(call, kernels)
 
         def train(self, recipe: Training, call: ModelCall, recorder: Recorder, kernels: DeviceKernels) -> Any:
             assert isinstance(recorder, SurveyRecorder)
+            self.doing = "forward pass"
             blocks = tuple(blocks_of(self.model, pipeline.split))
             cuts = cuts_of(pipeline, blocks)
             args, kwargs = calls_of(call, pipeline.microbatches)[0]
@@ -99,7 +102,7 @@ def survey_of(runnable: RunnableModel, sizes: Mapping[str, int], recipe: Trainin
             args, kwargs = calls_of(call, pipeline.microbatches)[0]
             return self.head_in_pass(loss, replace(call, args=args, kwargs=kwargs), dispatcher)
 
-    record_copy(runnable, sizes, recipe, Surveying)
+    record_copy(runnable, sizes, recipe, partial(Surveying, sharding=None))
     return cut_models[0]
 
 

@@ -8,7 +8,7 @@ reduce gradients once, when the backward passes of all microbatches are over.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -24,15 +24,19 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
 from pytest_modelbudget.planner.recipe import FULLY_SHARDED, SHARDING_DIMS
 
-_PLANNED = frozenset({"ddp", "fsdp", "zero2", "tp"})
+_PLANNED = frozenset({"ddp", "fsdp", "zero2", "tp", "ep"})
 
 
 @dataclass(frozen=True, slots=True)
 class StageSharding:
-    """Ranks that share a stage, by dimension, outermost first; in `half` FSDP gathers parameters (None: as stored)."""
+    """Ranks that share a stage, by dimension, outermost first; in `half` FSDP gathers parameters (None: as stored).
+
+    `experts` is the recipe's `sharding` where that deals out experts.
+    """
 
     dims: Mapping[str, int]
     half: torch.dtype | None = None
+    experts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ranks(self) -> int:
@@ -62,14 +66,18 @@ def stage_sharding_of(recipe: Training) -> tuple[StageSharding, Training]:
     dims = {dim: size for dim in SHARDING_DIMS if isinstance(size := sharding.get(dim), int) and size > 1}
     alone = "ddp" in dims and FULLY_SHARDED.isdisjoint(dims)
     if wrong := next((key for key in (*dims, *sharding) if key in (*SHARDING_DIMS, "ep") and key not in _PLANNED), ""):
-        raise ModelBudgetError(f"training.sharding: {wrong} with pipeline is not planned: write fsdp, with ddp or tp")
+        raise ModelBudgetError(
+            f"training.sharding: {wrong} with pipeline is not planned: write fsdp, with ddp, tp or ep"
+        )
     if alone:
         raise ModelBudgetError(
             "training.sharding: ddp with pipeline is planned beside fsdp alone, {fsdp: 8, ddp: 2}: write fsdp"
         )
     half, casts = MIXED.get(recipe.precision), sharding.get("casts", "autocast")
     by_policy = half if casts != "autocast" and not FULLY_SHARDED.isdisjoint(dims) else None
-    return StageSharding(dims, by_policy), replace(rest, precision="fp32") if by_policy and casts == "policy" else rest
+    by_policy_alone = by_policy is not None and casts == "policy"
+    experts = sharding if "ep" in sharding else {}
+    return StageSharding(dims, by_policy, experts), replace(rest, precision="fp32") if by_policy_alone else rest
 
 
 class ShardedStageModule(StageModule):
@@ -103,12 +111,15 @@ class ShardedStageModule(StageModule):
         """Those of the stage, which are others while they are gathered."""
         return (parameter for name, parameter in self.named_parameters() if name not in self._others)
 
-    def shard(self, mesh: Any, sharding: StageSharding) -> None:
-        """Have FSDP2 shard it over the ranks of `mesh` that share it."""
+    def shard(self, mesh: Any, sharding: StageSharding, experts: Mapping[nn.Module, Any]) -> None:
+        """Have FSDP2 shard it over the ranks of `mesh` that share it, and `experts` in it over the meshes they have."""
         from torch.distributed.fsdp import fully_shard
 
         others = {parameter for name, parameter in self.named_parameters() if name in self._others}
         options = {**full_sharding(mesh, sharding.dims, sharding.half), "reshard_after_forward": False}
+        for module in self.modules():
+            if module in experts:
+                fully_shard(module, **{**options, "mesh": experts[module]}, ignored_params=others)
         for module in (*self.blocks, self):
             fully_shard(module, **options, ignored_params=others)
 

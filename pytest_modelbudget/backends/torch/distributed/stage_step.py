@@ -13,6 +13,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_functions, no_modes
 from pytest_modelbudget.backends.torch.distributed.collective_recorder import fsdp_recorded
+from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep, expert_parallel
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, calls_of
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
@@ -27,7 +28,7 @@ from pytest_modelbudget.backends.torch.training.head import Head
 from pytest_modelbudget.backends.torch.training.loop import LoopOutputs
 from pytest_modelbudget.backends.torch.training.losses import cross_entropy_of, loss_function
 from pytest_modelbudget.backends.torch.training.optimizers import notes_of
-from pytest_modelbudget.backends.torch.training.step import STEPS, StepRecording, recorded_passes
+from pytest_modelbudget.backends.torch.training.step import STEPS, recorded_passes
 from pytest_modelbudget.backends.torch.training.weights import MIXED
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Training
@@ -36,16 +37,17 @@ from pytest_modelbudget.planner.pipeline import SCHEDULES, Pipeline
 from pytest_modelbudget.summary import Phase
 
 
-class StageStep(StepRecording):
+class StageStep(BalancedStep):
     """Runs torch's schedule on one rank instead of a loop's passes."""
 
     def __init__(
         self, *arguments: Any, pipeline: Pipeline, cut: CutModel, rank: int, repeats: bool, sharding: StageSharding,
-        mesh: Any,
+        mesh: Any, expert_mesh: Any,
     ) -> None:  # fmt: skip
-        super().__init__(*arguments)
+        super().__init__(*arguments, sharding=sharding.experts)
         self.pipeline, self.cut, self.rank, self.repeats = pipeline, cut, rank, repeats
-        self.sharding, self.mesh = sharding, mesh
+        self.sharding, self.mesh, self.expert_mesh = sharding, mesh, expert_mesh
+        self.experts: Mapping[nn.Module, Any] = {}
         self.stage_indices = pipeline.stages_of(rank)
         self.communication: Mapping[str, int] = {}
         self.own_parameters: list[nn.Parameter] = []
@@ -58,6 +60,8 @@ class StageStep(StepRecording):
         """One that holds what the stages of this rank need."""
         if "tp" in self.sharding.dims:
             parallelize(self.model, self.mesh["tp"], self.runnable.name)
+        if self.expert_mesh is not None:
+            self.experts = expert_parallel(self.model, self.runnable.name, self.sharding.experts, self.expert_mesh)
         names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())]
         own = {name for name in names if self.needed_by(name, self.stage_indices)}
         for name, parameter in self.model.named_parameters():
@@ -178,7 +182,7 @@ class StageStep(StepRecording):
                     "parameter once: take a schedule with one stage on each rank, or leave sharding out"
                 )
             for module in modules:
-                module.shard(self.mesh, self.sharding)
+                module.shard(self.mesh, self.sharding, self.experts)
         for index, name in enumerate(survey.blocks):
             block = self.model.get_submodule(name)
             block.forward = self.run_block(index, block.forward)  # the model is a copy

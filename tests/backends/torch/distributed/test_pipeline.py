@@ -17,6 +17,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import MemoryTrace, Training
+from tests.backends.torch import real_experts
 from tests.backends.torch.rank_steps import BLOCK, FLOAT, TABLE, lasting
 from tests.backends.torch.real_ranks import TOKENS, VOCABULARY, WIDTH, Block, Transformer
 from tests.versions import since
@@ -145,6 +146,20 @@ def test_what_is_kept_beside() -> None:
     assert note.startswith(f"offloaded: {units.size(4 * FLOAT * (parameters - norms))}")
     sharded, _ = ranks_of(pipeline, ema=True, sharding={"fsdp": 2})
     assert lasting(sharded.memory_trace)["average"] == FLOAT * parameters // 2
+
+
+def test_experts_of_a_stage() -> None:
+    """Rows go to the ranks of their experts and back in each microbatch, and so do their gradients."""
+    pipeline = {"ranks": 2, "microbatches": 4, "split": ["layers.1"]}
+    step, _ = ranks_of(pipeline, real_experts.Mixture, sharding={"fsdp": 2, "ep": 2})
+    rows = BATCH * TOKENS * real_experts.CHOSEN
+    exchanged = FLOAT * (4 * rows * WIDTH + 4 * real_experts.EXPERTS)  # and how many for each expert, in each forward
+    assert step.communication["all_to_all"] == exchanged // 2
+    experts = 2 * real_experts.EXPERTS * real_experts.INNER * WIDTH
+    others = TABLE + 2 * WIDTH + real_experts.EXPERTS * WIDTH
+    sums = lasting(step.memory_trace)
+    assert sums["param"] == sums["gradient"] == FLOAT * (experts + others) // 2
+    assert any("each of 8 experts is assumed to get as many" in note for note in step.memory_trace.notes)
 
 
 def test_a_loss_in_place_of_the_head() -> None:

@@ -33,11 +33,12 @@ WORLDS: dict[int, list[str]] = {
 class Whole(real_ranks.Transformer):
     """The same model, not cut."""
 
-    def __init__(self, extra: str) -> None:
+    def __init__(self, case: real_pipeline.Case) -> None:
         super().__init__()
-        self.extra = extra
-        kind = real_pipeline.Reading if extra == "read by blocks" else real_ranks.Block
-        self.layers = nn.ModuleList(kind() for _ in range(real_pipeline.LAYERS))
+        self.extra = case.extra
+        self.layers = nn.ModuleList(real_pipeline.block_of(case)() for _ in range(real_pipeline.LAYERS))
+        if case.tied:
+            self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = embedded = self.embed_tokens(ids)
@@ -50,7 +51,7 @@ def planned(name: str, ranks: int) -> list[int]:
     """The peaks of all ranks; those that share a stage have the same."""
     case = real_pipeline.CASES[name]
     with abstract():
-        model = Whole(case.extra)
+        model = Whole(case)
     dims = {dim: size for dim, size in (("fsdp", case.fsdp), ("tp", case.tp)) if size > 1}
     training = Training(
         pipeline={
@@ -58,7 +59,13 @@ def planned(name: str, ranks: int) -> list[int]:
             "schedule": case.schedule,
             "microbatches": case.microbatches,
         },
-        sharding={**dims, **({"casts": "policy"} if case.fsdp > 1 else {})} if dims else None,
+        sharding={
+            **dims,
+            **({"casts": "policy"} if case.fsdp > 1 else {}),
+            **({"ep": case.ep} if case.ep > 1 else {}),
+        }
+        if dims
+        else None,
         gradient_accumulation=case.passes,
         checkpointing="blocks" if case.recomputed else "none",
         precision="bf16-mixed" if case.half else "fp32",
