@@ -11,7 +11,8 @@ What a block is follows from its language and first line:
 - other `python`: a script, run in the project;
 - other `yaml`, `toml` with `version: 1`: a manifest, read for mistakes;
 - `console`: commands behind `$`, run in the project, each with lines of what it prints (`...` leaves some out);
-- `text`, `json`: what something printed;
+- `text`, `json`: what something printed: right behind a `console` whose last command shows nothing, what that printed,
+  and behind `$ ... --file examples`, which is run in the repository, what the examples give; both with torch 2.14;
 - any of them behind `<!-- not run: why -->`: nothing is done.
 """
 
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,7 @@ PAGES = sorted(path.relative_to(REPOSITORY).as_posix() for path in [REPOSITORY /
 OUTPUT = ("text", "json")
 SOURCES = ("python", "yaml", "toml", "ini")
 _BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+?) -->\n+)?^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ON_EXAMPLES = re.compile(r"\A\$ (modelbudget plan .* --file examples)\n")
 _FILE = re.compile(r"\A# ([\w./-]+\.\w+)\n")
 _CI_VARIABLES = ("CI", "TF_BUILD", "BUILD_NUMBER", "GITHUB_", "CI_", "PYTEST_", "MLFLOW_", "MODELBUDGET_", "GIT_")
 
@@ -112,13 +114,17 @@ def blocks(page: str) -> list[Block]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command or script that was run: at which line of the page, what it showed there, and what it prints."""
+    """A command or script that was run: at which line of the page, what it showed there, and what it prints.
+
+    `is_output` says that it showed it in a block of `text`, whose numbers are those of one release of torch.
+    """
 
     line: int
     command: str
     shown: Sequence[str]
     printed: Sequence[str]
     status: int
+    is_output: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -136,7 +142,9 @@ def _without_times(line: str) -> str:
 
 def follow(page: str, root: Path) -> Iterator[Step]:
     """Do in `root` what a page says, from top to bottom."""
+    silent: Step | None = None  # the command right before a block, where the page shows none of its lines
     for block in blocks(page):
+        before, silent = silent, None
         if block.kind == "file":
             (root / block.file).parent.mkdir(parents=True, exist_ok=True)
             (root / block.file).write_text(block.text, encoding="utf-8")
@@ -144,7 +152,14 @@ def follow(page: str, root: Path) -> Iterator[Step]:
             yield run(root, [sys.executable, "-c", block.text], block.line, "a script", ())
         elif block.kind == "console":
             for command, shown in block.commands:
-                yield run(root, ["bash", "-c", command], block.line, command, shown)
+                step = run(root, ["bash", "-c", command], block.line, command, shown)
+                silent = None if shown else step
+                yield step
+        elif block.kind == "output" and before is not None:
+            yield replace(before, line=block.line, shown=block.text.splitlines(), is_output=True)
+        elif block.kind == "output" and (match := _ON_EXAMPLES.match(block.text)):
+            shown = block.text.splitlines()[1:]
+            yield replace(run(REPOSITORY, ["bash", "-c", match[1]], block.line, match[1], shown), is_output=True)
 
 
 def run(root: Path, words: list[str], line: int, command: str, shown: Sequence[str]) -> Step:
@@ -189,7 +204,9 @@ def rewrite(page: str, steps: Sequence[Step]) -> None:
     text = text_of(page)
     for step in steps:
         if step.missing:
-            old, new = ("\n".join([f"$ {step.command}", *lines, ""]) for lines in (step.shown, refreshed(step)))
+            old, new = ("\n".join([*lines, ""]) for lines in (step.shown, refreshed(step)))
+            if (head := f"$ {step.command}\n") + old in text:
+                old, new = head + old, head + new
             text = text.replace(old, new, 1)
     (REPOSITORY / page).write_text(text, encoding="utf-8")
 

@@ -31,8 +31,6 @@ VARIABLE = "MODELBUDGET_ISOLATE"
 """Set to 0, it has all models built in the process that asks for them."""
 
 _TOLERATED_AFTER = 3
-_NO_MODULE = "?"
-"""What no job is of: default types that were changed by what a source or a test module imported."""
 
 
 def isolation_enabled() -> bool:
@@ -79,7 +77,7 @@ class Isolation:
         self._worker: Worker | None = None
         self._abandoned = False
         self._traces: dict[str, int] = {}
-        self._of_module: str | None = None
+        self._types_of: object = None  # whose imports changed the default types of the worker
         self._yielded: dict[str, dict[str, ModelEntry]] = {}
 
     def start(self, first: ModelEntry | None = None) -> None:
@@ -224,8 +222,8 @@ class Isolation:
         once_more: bool,
     ) -> Answer:
         """The worker's answer; a worker that ended may have been another model's doing, so a used one has a second."""
-        module = _module_of_builder(job.entry)
-        if self._of_module not in (None, module):
+        origin = _origin(job)
+        if self._types_of not in (None, origin):
             self._drop()
         self.start()
         assert self._worker is not None
@@ -239,7 +237,7 @@ class Isolation:
         except WorkerEnded as end:
             self._drop()
             self._check_wanted()
-            other_module = worker.imported_ahead not in ("", module)
+            other_module = worker.imported_ahead not in ("", _module_of_builder(job.entry))
             ahead = worker.imported_ahead and not used and (other_module or end.limit is None)
             if ahead or (once_more and used and end.limit is None):
                 return self._answer(job, limits, pass_on, surroundings, once_more=False)
@@ -249,8 +247,8 @@ class Isolation:
         except BaseException:  # an interrupt from the keyboard: the worker is in the middle of a model
             self._drop()
             raise
-        if answer.types and self._of_module is None:
-            self._of_module = module or _NO_MODULE
+        if answer.types and self._types_of is None:
+            self._types_of = origin
         if answer.spoiled or (answer.trace and self._matters(answer.trace)):
             self._drop()
         return answer
@@ -265,7 +263,7 @@ class Isolation:
         return self._traces[trace] <= _TOLERATED_AFTER
 
     def _drop(self) -> None:
-        self._of_module = None
+        self._types_of = None
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
@@ -283,6 +281,11 @@ def _module_of_builder(entry: ModelEntry | None) -> str:
     if entry is None or entry.isolate is False or not isinstance(entry.build, str) or names_file(entry.build):
         return ""
     return entry.build.partition(":")[0]
+
+
+def _origin(job: Job) -> object:
+    """Whose imports a job brings into its worker: the module of a builder, a test module, or that of a source."""
+    return _module_of_builder(job.entry) or job.module or (job.source.reference if job.source else "")
 
 
 def _count_job(entry: ModelEntry, module: UserModule | None) -> Job:
