@@ -34,6 +34,10 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         return FLOAT * int(batch * heads * rows)
     if op == "bitsandbytes.gemm_4bit":
         return _dequantized_bytes(*args[:5])
+    if op == "aten._ctc_loss_backward":
+        return int(args[6].nbytes)  # the table of the way back, as large as that of the way forward: LossCTC.cpp
+    if op in ("aten.im2col", "aten.col2im"):
+        return _unfolding_bytes(args[0], out)
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu":
         return _cpu_attention_workspace(args[0], args[1])
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
@@ -45,6 +49,15 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
     if cpu and op == "aten.bmm":
         return batched_product_bytes(*args[:2]) if cpu.is_wide else 0
     return copied_bytes(op, args, out) + temporary_bytes(op, args, out) if cpu else 0
+
+
+def _unfolding_bytes(data: torch.Tensor, out: torch.Tensor) -> int:
+    """Their operand in plain order, and for columns a tensor like it, which gives way to the larger result.
+
+    Im2Col.cu and Col2Im.cu, and the same for the CPU.
+    """
+    copied = 0 if data.is_contiguous() else int(data.nbytes)
+    return copied + (int(data.nbytes) if out.nbytes > data.nbytes else 0)
 
 
 def _dequantized_bytes(input: torch.Tensor, codes: torch.Tensor, shape: Any, scales: torch.Tensor, block: int) -> int:
