@@ -7,7 +7,9 @@ cuDNN's choice of an algorithm takes: no rule is here for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ from pytest_modelbudget.backends.torch.kernels.operand_copies import batched_pro
 from pytest_modelbudget.backends.torch.kernels.temporaries import temporary_bytes
 
 
-def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
+def workspace(
+    op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None, kwargs: Mapping[str, Any] = MappingProxyType({})
+) -> int:
     """Bytes that a kernel takes beside its operands and its result; those of a `cpu`, where one is given."""
     if op == "aten._scaled_dot_product_flash_attention_backward":
         # dq is summed in float32, and one number for each row: flash_api.cpp, `mha_bwd`, rows rounded to 128.
@@ -39,9 +43,12 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
     if op in ("aten.im2col", "aten.col2im"):
         return _unfolding_bytes(args[0], out)
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu":
-        return _cpu_attention_workspace(args[0], args[1])
+        return _cpu_attention_workspace(args[0], args[1]) + _copied_mask_bytes(
+            args[0], args[1], kwargs.get("attn_mask")
+        )
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
-        return _cpu_attention_backward_workspace(args[0], args[1], args[2])
+        mask_bytes = _copied_mask_bytes(args[1], args[2], kwargs.get("attn_mask"))
+        return _cpu_attention_backward_workspace(args[0], args[1], args[2]) + mask_bytes
     if cpu and op == "aten.convolution":
         return convolution_workspace(cpu, args, out)
     if cpu and op == "aten.convolution_backward":
@@ -80,6 +87,16 @@ def _cpu_attention_workspace(query: torch.Tensor, key: torch.Tensor) -> int:
     itemsize, size = query.element_size(), query.shape[3]
     halved = itemsize * rows * columns if itemsize < FLOAT else 0
     return int(THREADS * (max(itemsize, FLOAT) * rows * (columns + 2 + size) + halved))
+
+
+def _copied_mask_bytes(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> int:
+    """A mask whose columns lie apart in memory, as a table of biases by distance gives it, is put in order first.
+
+    All rows of the scores are written out, and as many heads and samples as it has itself.
+    """
+    if mask is None or mask.shape[-1] == 1 or mask.stride(-1) in (0, 1):
+        return 0
+    return int(prod(mask.shape[:-2]) * query.shape[2] * key.shape[2] * mask.element_size())
 
 
 def _cpu_attention_block(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:

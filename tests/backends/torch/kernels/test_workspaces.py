@@ -47,6 +47,21 @@ class ChannelsLast(nn.Module):
         return out
 
 
+class Distances(nn.Module):
+    """Attention with a bias for each head and distance (Raffel et al. 2020), which is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.bias = nn.Linear(64, 192), nn.Embedding(127, 4).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(64, device=x.device)
+        bias = self.bias(places[None] - places[:, None] + 63).permute(2, 0, 1)
+        query, key, value = self.project(x).view(2, 64, 3, 4, 16).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
+        return out.transpose(1, 2).flatten(2)
+
+
 class Unfolded(nn.Module):
     """Windows of a map that are mixed and put back, as in mixers of local patches."""
 
@@ -79,6 +94,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
     "channels last, strided": (lambda: ChannelsLast(nn.Conv2d(96, 192, 2, 2)), [2, 28, 28, 96]),
     "transposed": (lambda: after(nn.ConvTranspose2d(64, 32, 2, 2)), [2, 64, 28, 28]),
     "unfolded": (Unfolded, [2, 8, 28, 28]),
+    "attention with a bias by distance": (Distances, [2, 64, 64]),
 }
 
 
