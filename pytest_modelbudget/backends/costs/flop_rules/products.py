@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from pytest_modelbudget.backends.costs.flop_rule import OperatorCall, flop_rule
-from pytest_modelbudget.backends.costs.formulas import einsum
+from pytest_modelbudget.backends.costs.formulas import Shape, einsum
 
 
 @flop_rule(torch="aten.mm aten.bmm aten._int_mm aten._scaled_mm", left=0)
@@ -113,18 +113,32 @@ def linear_combination(call: OperatorCall) -> int:
 
 
 @flop_rule(torch="aten._trilinear")
-def bilinear(call: OperatorCall) -> int:
-    """`nn.Bilinear`, `x1 W x2` for each of `o` outputs: x1 W costs in1 * in2, the product with x2 in2 multiply-adds.
+def trilinear(call: OperatorCall) -> int:
+    """`nn.Bilinear` and its gradients: of three operands, spread over common axes, two are multiplied, then the third.
 
-    Shapes: left `(batch, 1, in1, 1)`, weight `(1, o, in1, in2)`, right `(batch, 1, 1, in2)`.
+    Each `expand` names the axes that an operand lacks. Axes of `sumdim` that the third lacks are summed before it: for
+    `x1 W x2` with `o` outputs x1 W costs `in1 * in2` multiply-adds for each, the product with x2 `in2`.
     """
-    batch, (outputs, first, second) = call.inputs[0][0], call.inputs[1][-3:]
-    return 2 * batch * outputs * second * (first + 1)
+    absent: list[set[int]] = [set(call.argument(f"expand{number}")) for number in (1, 2, 3)]
+    spread = [_spread(shape, axes) for shape, axes in zip(call.inputs, absent, strict=True)]
+    first = [max(sizes) for sizes in zip(*spread[:2], strict=True)]
+    summed = absent[2].intersection(call.argument("sumdim"))
+    second = [
+        max(1 if axis in summed else size, third)
+        for axis, (size, third) in enumerate(zip(first, spread[2], strict=True))
+    ]
+    return 2 * (prod(first) + prod(second))
+
+
+def _spread(shape: Shape, absent: set[int]) -> list[int]:
+    """`shape` with axes of one element where it has none."""
+    sizes = iter(shape)
+    return [1 if axis in absent else next(sizes) for axis in range(len(shape) + len(absent))]
 
 
 @flop_rule(torch_export="aten.bilinear")
 def bilinear_of_rows(call: OperatorCall) -> int:
-    """The same of rows: left `(.., in1)`, right `(.., in2)`, weight `(o, in1, in2)`."""
+    """`nn.Bilinear` of rows: left `(.., in1)`, right `(.., in2)`, weight `(o, in1, in2)`."""
     left, (outputs, first, second) = call.inputs[0], call.inputs[2]
     return 2 * prod(left[:-1]) * outputs * second * (first + 1)
 

@@ -6,10 +6,10 @@ After the sources of oneDNN 3.13 below `src/cpu`: `gemm_convolution_utils.cpp`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
-from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
+from pytest_modelbudget.backends.torch.kernels.cpus import CPUS, FLOAT, THREADS, Cpu
 from pytest_modelbudget.backends.torch.kernels.thread_shares import (
     Shares,
     best_divider,
@@ -79,6 +79,15 @@ class ConvolutionShape:
         return self.kernel[-1] > _WIDEST_DEPTHWISE or self._is_deep_or_dilated or is_far
 
     @property
+    def summed_copies(self) -> int:
+        """Copies of the weights that a depthwise one, channels last, sums up: one where its own kernel takes it.
+
+        That wants maps that are at least as large as the window: `jit_uni_dw_conv_kernel_utils.cpp`.
+        """
+        fits = all(size >= length for size, length in zip(self.size, self.kernel, strict=True))
+        return 1 if fits and not self.is_wide_depthwise else self.cpu.copies
+
+    @property
     def _is_deep_or_dilated(self) -> bool:
         return len(self.kernel) == 3 or max(self.dilation) > 1
 
@@ -86,6 +95,21 @@ class ConvolutionShape:
     def is_pointwise(self) -> bool:
         """Whether it reads single points, without padding."""
         return prod(self.kernel) == 1 and not any(self.padding)
+
+    @property
+    def reads_plain_channels(self) -> bool:
+        """Whether it reads its input as it is: an image, and with AVX-512 what has less than a block of channels."""
+        most = self.cpu.lanes - 1 if self.cpu.is_wide else PLAIN_CHANNELS
+        return self.channels <= most and self.groups == 1 and not self.is_pointwise
+
+    @property
+    def of_weight_gradient(self) -> ConvolutionShape:
+        """The same on the CPU whose kernel makes the gradient of its weights.
+
+        With AVX-512 that is AVX2's for what is no image and has less than a block of channels.
+        """
+        is_left = self.cpu.is_wide and self.reads_plain_channels and self.channels > PLAIN_CHANNELS
+        return replace(self, cpu=CPUS["cpu-avx2"]) if is_left else self
 
     @property
     def is_gathered(self) -> bool:

@@ -70,6 +70,7 @@ class _Convolution:
     blocked_gradient: int
     blocked_weight: int
     gradient_weight: int
+    gradient_operands: int
     padded_weight: int
     blocked_output: int
     gemm: _Scratch
@@ -119,13 +120,18 @@ class _Convolution:
         is_native = not is_half and runs_natively(shape, transposed=transposed)
         channels_last = channels_last and (transposed or not is_native)  # data is put in order for torch's own kernels
         is_ordered = prod(kernel) == 1 or _is_channels_last(weight) if channels_last else weight.is_contiguous()
-        plain = bfloat16.PLAIN_CHANNELS if is_half else PLAIN_CHANNELS
-        is_plain = channels <= plain and groups == 1 and not shape.is_pointwise
+        of_gradient = shape if is_half else shape.of_weight_gradient
+        image_channels = bfloat16.PLAIN_CHANNELS if is_half else PLAIN_CHANNELS
+        is_image = channels <= image_channels and groups == 1 and not shape.is_pointwise
+        is_plain = is_image if is_half else shape.reads_plain_channels
         itemsize = int(input.element_size())
         of_filters = itemsize * cpu.round_up(filters) * prod(kernel)
         padded_weight = of_filters * (cpu.round_up(channels) if groups == 1 else channels // groups)
         plain_weight = of_filters * channels
         sizes = 0 if is_plain else cpu.blocked_bytes(dense), cpu.blocked_bytes(windowed)
+        gradient_weight, narrow = plain_weight if is_image else padded_weight, of_gradient.cpu
+        if narrow is not cpu:
+            gradient_weight = itemsize * narrow.round_up(filters) * narrow.round_up(channels) * prod(kernel)
         return cls(
             shape=shape,
             input=_bytes(input),
@@ -135,11 +141,12 @@ class _Convolution:
             blocked_gradient=cpu.blocked_bytes(input),
             blocked_output=sizes[not transposed],
             blocked_weight=plain_weight + (channels % 2 * of_filters if is_half else 0) if is_plain else padded_weight,
-            gradient_weight=plain_weight if is_plain else padded_weight,
+            gradient_weight=gradient_weight,
+            gradient_operands=(0 if is_image else narrow.blocked_bytes(dense)) + narrow.blocked_bytes(windowed),
             padded_weight=padded_weight,
             gemm=_Scratch(to_weight=bfloat16.weight_gradient_products(shape)) if is_half else _gemm_scratch(shape),
             scratch=_half_scratch(shape, with_bias) if is_half else _scratch(shape, transposed, with_bias),
-            copies=(cpu.copies + 1) * padded_weight if shape.is_depthwise else 0,
+            copies=(shape.summed_copies + 1) * padded_weight if shape.is_depthwise else 0,
             is_native=is_native,
             transposed=transposed,
             channels_last=channels_last,
@@ -148,14 +155,16 @@ class _Convolution:
 
 
 def _gemm_scratch(shape: ConvolutionShape) -> _Scratch:
-    return _Scratch(shape.gemm_forward(), shape.gemm_input_gradient(), shape.gemm_weight_gradient())
+    to_weight = shape.of_weight_gradient.gemm_weight_gradient()
+    return _Scratch(shape.gemm_forward(), shape.gemm_input_gradient(), to_weight)
 
 
 def _scratch(shape: ConvolutionShape, transposed: bool, with_bias: bool) -> _Scratch:
-    gradient, to_weight = shape.strided_gradient(), shape.gathered_for_weights() + shape.summed_weights()
+    gradient, of_weight = shape.strided_gradient(), shape.of_weight_gradient
+    to_weight = of_weight.gathered_for_weights() + of_weight.summed_weights()
     if transposed:
         return _Scratch(gradient, gradient, to_weight)
-    return _Scratch(shape.gathered_places(), gradient, to_weight + (shape.summed_bias() if with_bias else 0))
+    return _Scratch(shape.gathered_places(), gradient, to_weight + (of_weight.summed_bias() if with_bias else 0))
 
 
 def _half_scratch(shape: ConvolutionShape, with_bias: bool) -> _Scratch:
@@ -216,7 +225,7 @@ def _weight_gradient_peak(convolution: _Convolution) -> int:
     weight = convolution.weight
     if gemm := convolution.gemm.to_weight:
         return weight + max(gemm, weight)
-    operands = convolution.blocked_output + convolution.blocked_input
+    operands = convolution.gradient_operands
     return convolution.gradient_weight + max(operands + convolution.scratch.to_weight, weight)
 
 

@@ -14,7 +14,7 @@ Operators that torch calls from C++ inside of others are not seen; where one mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -342,7 +342,37 @@ def _softmax_to_float32(kernel: Callable[..., torch.Tensor]) -> Callable[..., An
     return rule
 
 
-_RULES: Mapping[Any, Callable[..., Any]] = {functional.linear: linear, functional.mish: _mish}
+def _grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Gradients inside a model, as penalties of them need: ones like an output are constants with values here."""
+    if grad_outputs is None:
+        return NotImplemented
+    on_meta = any(tensor.is_meta for tensor in _listed(outputs))
+    given = [_to_meta(tensor) if on_meta else tensor for tensor in _listed(grad_outputs)]
+    return torch.autograd.grad(outputs, inputs, given, *args, **kwargs)
+
+
+def _listed(values: Any) -> Sequence[Any]:
+    return [values] if isinstance(values, torch.Tensor) else values
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) and not value.is_meta else value
+
+
+def _stft(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A short-time Fourier transform, which asks that its window, a constant, is where the signal is."""
+    values = (*args, *kwargs.values())
+    if not input.is_meta or not any(isinstance(value, torch.Tensor) and not value.is_meta for value in values):
+        return NotImplemented
+    return torch.stft(input, *map(_to_meta, args), **{name: _to_meta(value) for name, value in kwargs.items()})
+
+
+_RULES: Mapping[Any, Callable[..., Any]] = {
+    functional.linear: linear,
+    functional.mish: _mish,
+    torch.autograd.grad: _grad,
+    torch.stft: _stft,
+}
 _CUDA_RULES: Mapping[Any, Callable[..., Any]] = {
     functional.dropout: _dropout,
     torch.dropout: _dropout_function,

@@ -7,7 +7,9 @@ cuDNN's choice of an algorithm takes: no rule is here for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ from pytest_modelbudget.backends.torch.kernels.operand_copies import batched_pro
 from pytest_modelbudget.backends.torch.kernels.temporaries import temporary_bytes
 
 
-def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
+def workspace(
+    op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None, kwargs: Mapping[str, Any] = MappingProxyType({})
+) -> int:
     """Bytes that a kernel takes beside its operands and its result; those of a `cpu`, where one is given."""
     if op == "aten._scaled_dot_product_flash_attention_backward":
         # dq is summed in float32, and one number for each row: flash_api.cpp, `mha_bwd`, rows rounded to 128.
@@ -34,10 +38,17 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
         return FLOAT * int(batch * heads * rows)
     if op == "bitsandbytes.gemm_4bit":
         return _dequantized_bytes(*args[:5])
+    if op == "aten._ctc_loss_backward":
+        return int(args[6].nbytes)  # the table of the way back, as large as that of the way forward: LossCTC.cpp
+    if op in ("aten.im2col", "aten.col2im"):
+        return _unfolding_bytes(args[0], out)
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu":
-        return _cpu_attention_workspace(args[0], args[1])
+        return _cpu_attention_workspace(args[0], args[1]) + _copied_mask_bytes(
+            args[0], args[1], kwargs.get("attn_mask")
+        )
     if cpu and op == "aten._scaled_dot_product_flash_attention_for_cpu_backward":
-        return _cpu_attention_backward_workspace(args[0], args[1], args[2])
+        mask_bytes = _copied_mask_bytes(args[1], args[2], kwargs.get("attn_mask"))
+        return _cpu_attention_backward_workspace(args[0], args[1], args[2]) + mask_bytes
     if cpu and op == "aten.convolution":
         return convolution_workspace(cpu, args, out)
     if cpu and op == "aten.convolution_backward":
@@ -45,6 +56,15 @@ def workspace(op: str, args: tuple[Any, ...], out: Any, cpu: Cpu | None) -> int:
     if cpu and op == "aten.bmm":
         return batched_product_bytes(*args[:2]) if cpu.is_wide else 0
     return copied_bytes(op, args, out) + temporary_bytes(op, args, out) if cpu else 0
+
+
+def _unfolding_bytes(data: torch.Tensor, out: torch.Tensor) -> int:
+    """Their operand in plain order, and for columns a tensor like it, which gives way to the larger result.
+
+    Im2Col.cu and Col2Im.cu, and the same for the CPU.
+    """
+    copied = 0 if data.is_contiguous() else int(data.nbytes)
+    return copied + (int(data.nbytes) if out.nbytes > data.nbytes else 0)
 
 
 def _dequantized_bytes(input: torch.Tensor, codes: torch.Tensor, shape: Any, scales: torch.Tensor, block: int) -> int:
@@ -67,6 +87,16 @@ def _cpu_attention_workspace(query: torch.Tensor, key: torch.Tensor) -> int:
     itemsize, size = query.element_size(), query.shape[3]
     halved = itemsize * rows * columns if itemsize < FLOAT else 0
     return int(THREADS * (max(itemsize, FLOAT) * rows * (columns + 2 + size) + halved))
+
+
+def _copied_mask_bytes(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> int:
+    """A mask whose columns lie apart in memory, as a table of biases by distance gives it, is put in order first.
+
+    All rows of the scores are written out, and as many heads and samples as it has itself.
+    """
+    if mask is None or mask.shape[-1] == 1 or mask.stride(-1) in (0, 1):
+        return 0
+    return int(prod(mask.shape[:-2]) * query.shape[2] * key.shape[2] * mask.element_size())
 
 
 def _cpu_attention_block(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:

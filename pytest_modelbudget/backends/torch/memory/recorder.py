@@ -153,7 +153,7 @@ class Recorder(Observer):
             self._maybe_in_place(allocated[0], operands)
         if self._work is not None:
             self._work.note(cost, path, self.phase, operands, results, (args, kwargs, out))
-        workspace_bytes = workspace(cost.name, args, out, self.cpu)
+        workspace_bytes = workspace(cost.name, args, out, self.cpu, kwargs)
         self._events.append(
             MemoryEvent(self.kernel or cost.name, path, self.phase, allocated, self._take_freed(), workspace_bytes)
         )

@@ -30,6 +30,7 @@ _FLOAT_FACTORIES = {"empty", "zeros", "rand", "randn"}
 _RANDOM_FACTORIES = {"rand", "randn"}
 _PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mm.default, torch.ops.aten.bmm.default}
 _CTC_LOSS = torch.ops.aten._ctc_loss.Tensor
+_RESIZING = {torch.ops.aten.im2col.default, torch.ops.aten.col2im.default}
 _LIKE_FACTORIES = {
     "zeros_like",
     "ones_like",
@@ -169,10 +170,13 @@ class MetaDispatcher:
         self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         try:
-            return self.meta_cache.run(func, operands, args, kwargs)
+            out = self.meta_cache.run(func, operands, args, kwargs)
         except Exception as error:  # which the model may swallow
             self._readings.refused = self._readings.refused or wants_more_than_meta(error)
             raise
+        if func in _RESIZING:  # made in the memory of a tensor like their operand, which never shrinks: Col2Im.cu
+            out.untyped_storage().resize_(max(out.nbytes, args[0].nbytes))
+        return out
 
     def _run_mixed(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is _CTC_LOSS and not any(tensor.is_meta or self._is_unknown(tensor) for tensor in args[2:4]):

@@ -315,6 +315,17 @@ def _layer_norm(data: torch.Tensor, shape: list[int], weight: Any, bias: Any, ep
     return _contiguous_meta(data.shape, data.dtype), statistics, statistics
 
 
+def _layer_norm_backward(
+    gradient: torch.Tensor, data: torch.Tensor, shape: list[int], mean: Any, deviation: Any, weight: Any, bias: Any,
+    wanted: list[bool],
+) -> InferredMetas:  # fmt: skip
+    """The kernels' gradients are contiguous, however those that come in lie; torch's answer on meta is not."""
+    if not all(wanted) or weight is None or bias is None or gradient.shape != data.shape:
+        return None
+    affine = _contiguous_meta(weight.shape, data.dtype)
+    return _contiguous_meta(data.shape, data.dtype), affine, affine
+
+
 def _mean(data: torch.Tensor, dim: list[int] | None, keepdim: bool = False) -> InferredMetas:
     if not dim or not data.is_contiguous() or not all(-data.dim() <= axis < data.dim() for axis in dim):
         return None
@@ -339,7 +350,12 @@ def _ctc_loss(
     return _contiguous_meta((batch,), scores.dtype), _contiguous_meta((batch, steps, 2 * longest + 1), scores.dtype)
 
 
-_TYPED_OPERANDS: dict[Callable[..., InferredMetas], int] = {_grouped_mm: 2, _ctc_loss: 1}
+def _ctc_loss_backward(gradient: torch.Tensor, scores: torch.Tensor, *others: Any) -> InferredMetas:
+    """The gradient of the scores; torch has no answer on meta where lengths are tensors."""
+    return _contiguous(scores)
+
+
+_TYPED_OPERANDS: dict[Callable[..., InferredMetas], int] = {_grouped_mm: 2, _ctc_loss: 1, _ctc_loss_backward: 2}
 """How many operands of a rule are of its one dtype, where not all are."""
 
 _RULES: dict[str, Callable[..., InferredMetas]] = {
@@ -359,7 +375,10 @@ _RULES: dict[str, Callable[..., InferredMetas]] = {
     "max_pool2d_with_indices.default": _max_pool2d,
     "native_batch_norm.default": _batch_norm,
     "native_layer_norm.default": _layer_norm,
+    "native_layer_norm_backward.default": _layer_norm_backward,
     "mean.dim": _mean,
     "_ctc_loss.default": _ctc_loss,
     "_ctc_loss.Tensor": _ctc_loss,
+    "_ctc_loss_backward.default": _ctc_loss_backward,
+    "_ctc_loss_backward.Tensor": _ctc_loss_backward,
 }

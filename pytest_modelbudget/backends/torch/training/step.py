@@ -25,6 +25,7 @@ from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, autocast_asked_of_cuda
 from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
+from pytest_modelbudget.backends.torch.kernels.native_attention import native_attention
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
 from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
@@ -212,6 +213,8 @@ class StepRecording:
             self.model = self.shard(self.model)
         stack.enter_context(channels_last_kept())
         stack.enter_context(autocast_asked_of_cuda() if self.on_cuda else cpu_attention())
+        if torch.backends.mha.get_fastpath_enabled():
+            stack.enter_context(native_attention(on_cuda=self.on_cuda))
         seed_everything()
         if isinstance(recipe, Inference) and recipe.kv_cache:
             self.sizes = {**self.sizes, token_dimension(self.runnable.name, self.model, self.sizes): recipe.kv_cache}

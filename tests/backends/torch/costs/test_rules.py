@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pytest_modelbudget import plan
 from pytest_modelbudget.backends.costs.free.torch import ZERO
 from pytest_modelbudget.backends.torch.costs.rules import cost_of
 from pytest_modelbudget.summary import Flops, Summary
@@ -169,6 +170,12 @@ def test_bilinear(count: Count) -> None:
     """For each of 5 outputs x1 W x2: 3*4 multiply-adds for x1 W, and 4 for the product with x2."""
     summary = count(lambda: nn.Bilinear(3, 4, 5), ["float32[B, 3]", "float32[B, 4]"], B=2)
     assert summary.flops == Flops(2 * 2 * 5 * 4 * (3 + 1))
+
+
+def test_bilinear_in_training() -> None:
+    """The gradient of the weight is that of the result times x1, and that table times x2."""
+    step = plan(nn.Bilinear(3, 4, 5), [[2, 3], [2, 4]], training={"optimizer": "sgd"})
+    assert step.flops == 2 * 2 * 5 * 4 * (3 + 1) + 2 * (2 * 5 * 3 + 2 * 5 * 3 * 4)
 
 
 def test_what_has_no_formula_makes_a_lower_bound(count: Count) -> None:

@@ -15,11 +15,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.torch_version import TorchVersion
 
+from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.dispatch import MetaDispatcher
 from pytest_modelbudget.backends.torch.model.build import abstract
 from pytest_modelbudget.backends.torch.trace.observer import observing
+from tests.real_steps import KERNELS, allocated, sgd
 
 
 class Losses(nn.Module):
@@ -168,3 +170,38 @@ def test_heads_of_odd_size_are_not_fused_in_single_precision() -> None:
     """The kernel reads four numbers at a time; else the square of scores is kept."""
     query, key, value = (meta(2, HEADS, ROWS, 30) for _ in range(3))
     assert saved_by(lambda: nn.functional.scaled_dot_product_attention(query, key, value)) > 2 * HEADS * ROWS * ROWS * 4
+
+
+class Penalised(nn.Module):
+    """A critic whose slope is held at one (Gulrajani et al. 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = nn.Sequential(nn.Linear(24, 64), nn.Tanh(), nn.Linear(64, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            scores = self.critic(x)
+            (slope,) = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True)
+        return (slope.norm(2, 1) - 1).pow(2).mean()
+
+
+class Spectral(nn.Module):
+    """A loss in frequencies, with a window that the pass makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(400, 400)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stft(self.layer(x), 64, 16, window=torch.hann_window(64), return_complex=True).abs().mean()
+
+
+@pytest.mark.skipif(KERNELS is None, reason="kernels of this CPU are not known")
+@pytest.mark.parametrize(("build", "shape"), [(Penalised, [64, 24]), (Spectral, [4, 400])])
+def test_constants_go_where_what_they_meet_is(build: type[nn.Module], shape: list[int]) -> None:
+    """First gradients of penalties, and windows: a step takes what a real one takes."""
+    model = build()
+    planned = plan(model, shape, training={"kernels": KERNELS, "optimizer": "sgd"}).peak_bytes
+    assert planned == pytest.approx(allocated(model, torch.rand(shape), sgd), rel=0.01)

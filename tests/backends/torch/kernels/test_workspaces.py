@@ -47,6 +47,33 @@ class ChannelsLast(nn.Module):
         return out
 
 
+class Distances(nn.Module):
+    """Attention with a bias for each head and distance (Raffel et al. 2020), which is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.bias = nn.Linear(64, 192), nn.Embedding(127, 4).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(64, device=x.device)
+        bias = self.bias(places[None] - places[:, None] + 63).permute(2, 0, 1)
+        query, key, value = self.project(x).view(2, 64, 3, 4, 16).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
+        return out.transpose(1, 2).flatten(2)
+
+
+class Unfolded(nn.Module):
+    """Windows of a map that are mixed and put back, as in mixers of local patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(72, 72)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = nn.functional.unfold(x, 3, padding=1).transpose(1, 2)
+        return nn.functional.fold(self.layer(columns).transpose(1, 2), x.shape[2:], 3, padding=1)
+
+
 def after(layer: nn.Module) -> nn.Module:
     """`layer` after one that needs its gradient."""
     return nn.Sequential(nn.BatchNorm2d(layer.in_channels), layer)  # type: ignore[arg-type]
@@ -66,6 +93,8 @@ CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
     "channels last, depthwise": (lambda: ChannelsLast(nn.Conv2d(96, 96, 7, padding=3, groups=96)), [2, 14, 14, 96]),
     "channels last, strided": (lambda: ChannelsLast(nn.Conv2d(96, 192, 2, 2)), [2, 28, 28, 96]),
     "transposed": (lambda: after(nn.ConvTranspose2d(64, 32, 2, 2)), [2, 64, 28, 28]),
+    "unfolded": (Unfolded, [2, 8, 28, 28]),
+    "attention with a bias by distance": (Distances, [2, 64, 64]),
 }
 
 
@@ -141,14 +170,20 @@ ONE_OPERATOR = [
     operator([8, 3, 56, 56], [8, 3, 1, 1]),
     operator([2, 3, 32, 32], [64, 3, 3, 3], padding=1),
     operator([2, 3, 224, 224], [192, 3, 16, 16], stride=16),
+    operator([8, 4, 42, 42], [16, 4, 8, 8], stride=4),
+    operator([2, 12, 17, 17], [4, 12, 3, 3], padding=1),
+    operator([2, 12, 200], [32, 12, 15], padding=7),
+    operator([2, 4, 8, 16, 16], [16, 4, 3, 3, 3], padding=1, slow=True),
+    operator([2, 48, 8, 8], [48, 1, 3, 3], padding=1, groups=48, channels_last=True),
+    operator([2, 48, 2, 2], [48, 1, 3, 3], padding=1, groups=48, channels_last=True),
     operator([2, 21, 12, 12], [21, 21, 16, 16], stride=8, padding=4, transposed=True),
     operator([2, 64, 14, 14], [64, 1, 4, 4], stride=2, padding=1, groups=64, transposed=True),
     operator([2, 64, 14, 14], [64, 8, 4, 4], stride=2, padding=1, groups=4, transposed=True, slow=True),
     operator([8, 16, 28, 28], [16, 24, 5, 5], transposed=True, slow=True),
     operator([8, 16, 32, 32], [16, 3, 4, 4], stride=2, padding=1, transposed=True, slow=True),
 ]
-"""Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, of images, and small
-ones that are torch's own."""
+"""Wide, strided, narrow in groups, depthwise, of three dimensions, shared by threads, transposed, of images and other
+few channels, and small ones that are torch's own."""
 IN_BFLOAT16 = [
     operator([2, 64, 24, 24], [64, 64, 3, 3], padding=1),
     operator([2, 512, 3, 3], [512, 512, 3, 3], padding=1, slow=True),
@@ -233,6 +268,11 @@ OTHERS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
     "layer norm": _norm_backward,
     "group norm": _groups_backward,
     "softmax of masked rows": lambda: (torch.ops.aten._safe_softmax, (torch.rand(2, 4, 16, 16), -1)),
+    "columns of windows": lambda: (torch.ops.aten.im2col, (torch.rand(2, 8, 9, 9), *[[3, 3], [1, 1], [1, 1], [2, 2]])),
+    "columns of a view": lambda: (
+        torch.ops.aten.im2col,
+        (torch.rand(2, 8, 9, 9).mT, *[[3, 3], [1, 1], [1, 1], [1, 1]]),
+    ),
     "mean in half precision": lambda: (torch.ops.aten.mean, (torch.rand(64, 512).half(), [1])),
 }
 

@@ -139,6 +139,20 @@ def _t16(*shape: int) -> torch.Tensor:
     return torch.rand(shape, dtype=HALF)
 
 
+def test_gradients_of_layer_norm_lie_as_real_ones() -> None:
+    """In plain order, also where those that come in are transposed; torch's answer on meta is not."""
+
+    def norm_gradients(device: str) -> list[tuple[int, ...]]:
+        data, gradient, weight = (torch.rand(shape, device=device) for shape in ((2, 16, 8), (2, 8, 16), (8,)))
+        _, mean, deviation = aten.native_layer_norm(data, [8], weight, weight, 1e-5)
+        call = (gradient.mT, data, [8], mean, deviation, weight, weight, [True] * 3)
+        func = aten.native_layer_norm_backward.default
+        results = MetaCache().run(func, list(call[:2]), call, {}) if device == "meta" else func(*call)
+        return [result.stride() for result in results]
+
+    assert norm_gradients("meta") == norm_gradients("cpu")
+
+
 GROUPED = {
     "rows of experts": (torch.rand(10, 8), torch.rand(3, 8, 12), [2, 5, 10]),
     "rows of experts, weights transposed": (torch.rand(10, 8), torch.rand(3, 6, 8).mT, [2, 5, 10]),
