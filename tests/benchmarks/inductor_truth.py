@@ -2,7 +2,7 @@
 
 The truth is that of `memory_truth.py`, of `torch.compile(model)` after a step that compiles. Beside it stand the plan
 of the same step in eager mode, as a measure of what would be wrong without an estimate, and the CPU seconds of the plan.
-The bars are the median and the worst error that a plan prints. Needs a C++ compiler and `pip install
+The bars are the worst error that a plan prints, and the median where nothing is recomputed. Needs a C++ compiler and `pip install
 torchvision transformers`; models and cases can be named: `... resnet18,gpt2 infer,sgd`.
 """
 
@@ -26,7 +26,13 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts  # noqa: E402
 
-from pytest_modelbudget.backends.torch.compiled.estimate import MEDIAN, WORST, WORST_HALF_CONVOLUTIONS  # noqa: E402
+from pytest_modelbudget.backends.torch.compiled.estimate import (  # noqa: E402
+    MEDIAN,
+    WORST,
+    WORST_BLOCKS_RECOMPUTED,
+    WORST_HALF_CONVOLUTIONS,
+    WORST_RECOMPUTED,
+)
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy  # noqa: E402
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel  # noqa: E402
 from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
@@ -139,6 +145,10 @@ class Row:
 
 def bar_of(name: str) -> int:
     """The worst error that a plan of this model prints, in per cent."""
+    if name in EACH and (name.endswith(("-blocks", "-products", "-autocast")) or name.startswith(("unet", "resnet"))):
+        return WORST_BLOCKS_RECOMPUTED
+    if "checkpointing" in NAMES[name].recipe:
+        return WORST_RECOMPUTED
     return WORST_HALF_CONVOLUTIONS if name in ("resnet18-autocast", "unet-autocast") else WORST
 
 
@@ -226,7 +236,8 @@ def main(models: list[str], cases: list[str]) -> int:
     errors = [abs(one.error(one.planned)) for one in rows]
     median, worst = statistics.median(errors), max(errors)
     within = all(abs(one.error(one.planned)) <= bar_of(one.model) for one in rows)
-    good = round(median, 1) <= MEDIAN and within
+    plain = [abs(one.error(one.planned)) for one in rows if bar_of(one.model) in (WORST, WORST_HALF_CONVOLUTIONS)]
+    good = within and (not plain or round(statistics.median(plain), 1) <= MEDIAN)
     print(f"median {median:.2f} %, worst {worst:.2f} %, of {len(rows)} runs: {'as printed' if good else 'MISSED'}")
     return 0 if good else 1
 
