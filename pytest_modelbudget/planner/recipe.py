@@ -13,6 +13,9 @@ from pytest_modelbudget.planner.pipeline import pipeline_text
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16-mixed", "bf16-mixed"]
 Compile = Literal["auto", "none", "xla", "inductor"]
+BLOCKS_COMPILED = {"inductor": "blocks"}
+"""What `compile` says where repeated blocks are compiled, each by itself."""
+
 ZeroGrad = Literal["before", "before-backward", "after", "never"]
 Outputs = Literal["kept", "until-step", "dropped"]
 LoopName = Literal["torch", "hf-trainer", "lightning", "torchtitan", "nanogpt"]
@@ -89,7 +92,7 @@ class Inference:
     `steps` is `module:callable`, called with the models and the inputs instead of the model with the inputs.
     `kernels` says whose kernels run: a GPU's, those of a CPU with AVX-512, or of one with AVX2. `compile: xla` compiles
     the call of a JAX model for the CPU (`auto`: it is not compiled, and its peak not known); `inductor` estimates a
-    torch model under torch.compile.
+    torch model under torch.compile, `{inductor: blocks}` one whose repeated blocks are compiled.
     """
 
     batch: int | None = None
@@ -98,7 +101,7 @@ class Inference:
     kv_cache: int = 0
     offload: tuple[str, ...] = ()
     steps: NameOrCallable = "none"
-    compile: Compile = "auto"
+    compile: Compile | Mapping[str, str] = "auto"
     kernels: Kernels = "cuda"
 
 
@@ -138,7 +141,8 @@ class Training:
     that of all microbatches together, and the plan that of the rank with the highest peak. `compile` is `xla` or `none`
     for steps on TensorFlow (`auto`: as the model is compiled, by itself `none`); what `xla` takes is not known. For JAX
     models `xla` compiles the step for the CPU (`auto`: it is not compiled, and its peak not known). `inductor`
-    estimates the step of a torch model under torch.compile, whose loss and optimizer run as they are.
+    estimates the step of a torch model under torch.compile, whose loss and optimizer run as they are; of `{inductor:
+    blocks}` the repeated blocks are compiled, each by itself, and the rest of the model runs as it is.
 
     `outputs` says whether what the model returned is `kept` until the next pass returns, `until-step`, or `dropped`
     before the backward pass; `zero_grad` may also be `before-backward`. What these two do not say (None) is as in
@@ -167,7 +171,7 @@ class Training:
     sharding: Mapping[str, int | str] | NameOrCallable | None = None
     no_sync: bool = False
     pipeline: Mapping[str, Any] = field(default_factory=dict)
-    compile: Compile = "auto"
+    compile: Compile | Mapping[str, str] = "auto"
     kernels: Kernels = "cuda"
     outputs: Outputs | None = None
     loop: LoopName | None = None
@@ -208,6 +212,11 @@ Recipe = Training | Inference
 AnyRecipe = Recipe | Serving
 
 
+def is_compiled(recipe: Recipe) -> bool:
+    """Whether Inductor compiles the model, or its blocks."""
+    return recipe.compile in ("inductor", BLOCKS_COMPILED)
+
+
 def refuse_keys(recipe: Recipe, framework: str, planned: Collection[str], cures: Mapping[str, str]) -> None:
     """Refuse what a recipe says beside the `planned` keys, for models of a framework that has no meaning for it.
 
@@ -231,7 +240,7 @@ def _refuse_torch_only(recipe: Recipe, framework: str) -> None:
     Raises:
         ModelBudgetError: with the value, and what to write instead.
     """
-    if recipe.compile == "inductor":
+    if is_compiled(recipe):
         kind = "training" if isinstance(recipe, Training) else "inference"
         raise ModelBudgetError(
             f"{kind}.compile: inductor is planned for torch models, not for {framework} models: write xla or none, or "
@@ -333,7 +342,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "sharding": _sharding_text,
     "no_sync": lambda _: "gradients exchanged in the last pass",
     "pipeline": pipeline_text,
-    "compile": lambda compiler: f"compile {compiler}",
+    "compile": lambda compiler: "compile inductor, blocks" if compiler == BLOCKS_COMPILED else f"compile {compiler}",
     "kernels": lambda kernels: f"kernels {kernels}",
     "outputs": lambda fate: f"outputs {fate}",
     "loop": lambda name: f"loop {name}",

@@ -14,6 +14,7 @@ from pytest_modelbudget.planner.lora import LORA_SCHEMA, check_lora
 from pytest_modelbudget.planner.options import Option, choice, count, flag, one_of
 from pytest_modelbudget.planner.pipeline import PIPELINE_SCHEMA, check_pipeline
 from pytest_modelbudget.planner.recipe import (
+    BLOCKS_COMPILED,
     FULLY_SHARDED,
     LANGUAGE_LOSSES,
     OFFLOADED,
@@ -212,7 +213,8 @@ def _experts_problem(sharding: Mapping[str, Any]) -> str:
 def _check_compile(value: Any) -> tuple[str, Any]:
     if value in (False, "no", "none"):
         return "", "none"
-    return ("" if value in get_args(Compile) else "write auto, none, xla or inductor"), value
+    valid = value in (*get_args(Compile), BLOCKS_COMPILED)
+    return ("" if valid else "write auto, none, xla, inductor or {inductor: blocks}"), value
 
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
@@ -253,7 +255,11 @@ KEYS: dict[str, Key] = {
     "sharding": Key(_check_sharding, _SHARDING, "{fsdp: 8, tp: 2, ddp: 4}, or what wraps it"),
     "no_sync": _check_flag(),
     "pipeline": Key(check_pipeline, _PIPELINE, "{ranks: 4, schedule: 1f1b, microbatches: 8}"),
-    "compile": Key(_check_compile, {"enum": [False, *get_args(Compile)]}, "xla, none; inductor for torch"),
+    "compile": Key(
+        _check_compile,
+        {"enum": [False, *get_args(Compile), BLOCKS_COMPILED]},
+        "xla, none; for torch inductor, or {inductor: blocks}",
+    ),
     "kv_cache": _check_count(0, "tokens whose keys and values are kept"),
     "kernels": _check_choice(*get_args(Kernels)),
     "outputs": _check_choice(*get_args(Outputs)),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import ceil, prod
 
-from pytest_modelbudget.planner.recipe import ASSUMED, LANGUAGE_LOSSES, Recipe, Training, describe
+from pytest_modelbudget.planner.recipe import ASSUMED, LANGUAGE_LOSSES, Recipe, Training, describe, is_compiled
 from pytest_modelbudget.summary import ITEM_BYTES, Input, Layer, Part, Plan, Role, Summary
 
 SUM_LABEL = "weights, gradients, optimizer slots, activations and inputs, not a recorded step"
@@ -62,7 +62,7 @@ def _problems(summary: Summary, recipe: Recipe) -> Iterator[str]:
             yield f"{name}: {value} is not planned for {summary.framework} models, whose steps are not recorded"
     if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
         yield f"loss: {recipe.loss} is not planned for {summary.framework} models, whose steps are not recorded"
-    if recipe.compile in ("xla", "inductor"):
+    if recipe.compile == "xla" or is_compiled(recipe):
         yield f"compile: {recipe.compile} is not planned for {summary.framework} models, whose steps are not recorded"
     if not isinstance(recipe, Training):
         yield f"what a forward pass has alive at once is not known for {summary.framework} models"

@@ -92,6 +92,9 @@ TRAININGS: tuple[dict[str, Any], ...] = (
     *({"fp8": name, "precision": "bf16-mixed"} for name in ("tensorwise", "rowwise", "rowwise_with_gw_hp")),
     {"fp8": {"recipe": "tensorwise", "all_gather": True}, "precision": "bf16-mixed", "sharding": {"fsdp": 8}},
     *({"compile": "inductor", "precision": name} for name in ("fp32", "bf16")),
+    {"compile": {"inductor": "blocks"}, "precision": "bf16"},
+    {"compile": {"inductor": "blocks"}, "precision": "bf16-mixed", "sharding": {"fsdp": 8, "casts": "policy"},
+     "checkpointing": "blocks"},
 )  # fmt: skip
 ADVISED: tuple[dict[str, Any], ...] = (
     {"batch": 4, "precision": "bf16-mixed"},
@@ -166,6 +169,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
     "Mixture": (mixture, tiny_mixture, 4.0),
 }
 SLOWER: tuple[tuple[dict[str, Any], float], ...] = (
+    ({"compile": {"inductor": "blocks"}}, 3),  # the graphs of two blocks: the first has an input without gradient
     ({"compile": "inductor"}, 6),  # torch's own graphs of both passes, each operator of which is traced several times
     ({"ranks": 2, "schedule": "1f1b"}, 2),  # experts: each microbatch runs, since it lets go of what the last one left
 )

@@ -70,7 +70,9 @@ def test_every_key_is_read() -> None:
             {"fp8": {"recipe": "rowwise", "all_gather": True}}, "all_gather is for tensorwise", id="rows gathered"
         ),
         pytest.param({"dims": {"T": "long"}}, "training.dims: write a mapping of names", id="dims"),
-        pytest.param({"compile": True}, "training.compile: write auto, none, xla or inductor", id="compile"),
+        pytest.param(
+            {"compile": True}, "training.compile: write auto, none, xla, inductor or {inductor: blocks}", id="compile"
+        ),
         pytest.param(
             {"lora": {"rank": 4, "targets": "q"}}, "training.lora: targets: write {rank: 8", id="targets are no list"
         ),

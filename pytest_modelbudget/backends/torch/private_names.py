@@ -44,7 +44,8 @@ PRIVATE: tuple[Private, ...] = (
     Private("torch._C", "DisableTorchFunction _DisableTorchDispatch", "compat", "own looks at tensors go past modes"),
     Private("torch.utils._python_dispatch", "_disable_current_modes", "compat", "a pass has its own modes alone"),
     Private(
-        "torch.utils._python_dispatch", "TorchDispatchMode", "trace", "operators are seen; torch documents it there",
+        "torch.utils._python_dispatch", "TorchDispatchMode", "compiled trace",
+        "operators are seen; torch documents it there",
     ),
     Private("torch", "_foreach_add _foreach_maximum _foreach_sqrt", "training", "updates of lists, as torch does them"),
     Private(
@@ -107,6 +108,10 @@ PRIVATE: tuple[Private, ...] = (
         "torch._functorch._aot_autograd.graph_compile", "_boxed_call", "compiled",
         "what runs a graph lets go of its inputs", _NOT_COMPILED, since="2.14",
     ),
+    Private(
+        "torch.utils.checkpoint", "_CachingTorchDispatchMode _checkpoint_without_reentrant_generator_impl", "compiled",
+        "regions that are recomputed are tagged as torch.compile tags them", _NOT_COMPILED, since="2.14",
+    ),
     Private("torch.utils._pytree", "tree_flatten tree_unflatten", "compiled", "arguments are inputs of the graph"),
     Private(
         "torch.compiler", "_is_compiling_flag", "compiled", "models that are compiled read no values", _NOT_COMPILED,
@@ -124,7 +129,7 @@ PRIVATE: tuple[Private, ...] = (
     Private("torch._C", "TensorBase StorageBase", "model", "what tensors say of their device before it is patched"),
     Private(
         "torch.nn.Module", "_modules _parameters _buffers _forward_hooks _forward_pre_hooks",
-        "distributed model replay trace training",
+        "compiled distributed model replay trace training",
         "what a module holds itself, None and ties included, at no cost",
     ),
     Private(
@@ -253,9 +258,9 @@ PRIVATE: tuple[Private, ...] = (
     Private("torch._dynamo", "eval_frame", "model", "how `torch.compile` goes about it", _SKIPPED),
     Private("torch._dynamo.eval_frame", "_stance", "model", "the same", _SKIPPED),
     # Autograd.
-    Private("torch._C", "_current_autograd_node", "memory", "which layer a backward operator is of"),
+    Private("torch._C", "_current_autograd_node", "compiled memory", "which layer a backward operator is of"),
     Private("torch.autograd", "_get_sequence_nr", "memory", "which layer made a node of autograd"),
-    Private("torch._C._FunctionBase", "_sequence_nr", "memory", "which layer made a node of autograd"),
+    Private("torch._C._FunctionBase", "_sequence_nr", "compiled memory", "which layer made a node of autograd"),
     # Sharded models, and plans of them.
     Private("torch.distributed.tensor.DTensor", "_local_tensor", "model", "the part of one rank", _NO_PLAN),
     Private(

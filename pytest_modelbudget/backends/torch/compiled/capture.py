@@ -24,6 +24,8 @@ from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.compiled.fusion import donated_names, results_of
 from pytest_modelbudget.backends.torch.compiled.layouts import copy_what_is_given, reordered, reorders
 from pytest_modelbudget.backends.torch.compiled.outputs import Rebuild, taken_apart
+from pytest_modelbudget.backends.torch.compiled.random_states import leave_out_random_states
+from pytest_modelbudget.backends.torch.compiled.regions import recomputed_regions_tagged
 from pytest_modelbudget.backends.torch.compiled.run import PATH, At, Run, runner, traced_results
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import nodes
@@ -69,6 +71,10 @@ class CompiledModel:
             self._compiled = _without_breaks(lambda: self._captured(call, weights, inputs))
         return self._rebuild(self._compiled(weights, inputs))
 
+    def share(self, other: CompiledModel) -> None:
+        """Run what was captured of `other`, a model that does the same."""
+        self._compiled, self._rebuild = other._compiled, other._rebuild
+
     def _captured(
         self, call: Callable[..., Any], weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> Captured:
@@ -94,6 +100,7 @@ class CompiledModel:
             stack.enter_context(V.set_fake_mode(mode))
             stack.enter_context(_paths_noted(self._model))
             stack.enter_context(self._kernels.traced())
+            stack.enter_context(recomputed_regions_tagged())
             stack.enter_context(mode)
             self._capturing = True
             compiled([_fake(tensor, mode) for tensor in weights], [_fake(tensor, mode) for tensor in inputs])
@@ -109,6 +116,8 @@ class CompiledModel:
         parts: tuple[GraphModule, GraphModule] = partition_fn(
             *args, **{**options, "static_lifetime_input_indices": static}
         )
+        for part in parts:
+            leave_out_random_states(part.graph, cpu=self._cpu)
         return parts
 
     def _forward(self, module: GraphModule, inputs: Sequence[Any]) -> Run:

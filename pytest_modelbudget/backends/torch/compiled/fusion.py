@@ -11,15 +11,17 @@ Inductor computes pointwise operators in registers, inside of the kernel that ne
 
 A buffer goes after the last kernel that reads it. A fused kernel writes into one of the same size that goes then, as
 with `config.inplace_buffers`; inputs of the graph are only written into where they are `donated`, saved tensors that
-nobody else has, and never what a scatter has changed. For a CPU, fused kernels between two others are one function, all
-of whose buffers are made before it and go after it. `order` says in which order kernels run; what Inductor fuses beside
-each other is not known there, which moves some kernels of equal cost.
+nobody else has, and never what a scatter has changed. Of fused kernels that follow each other the first in the graph
+comes first, and what several of them read is written over by the last. For a CPU, fused kernels between two others are
+one function, all of whose buffers are made before it and go after it. `order` says in which order kernels run; what
+Inductor fuses beside each other is not known there, which moves some kernels of equal cost, and in a backward pass that
+recomputes blocks more than these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from operator import getitem
 from typing import Any
 
@@ -117,7 +119,7 @@ class _Fusion:
         kernels = [node for node in self.nodes if self.kinds[node] in _RUNNING and self._runs(node)]
         parts = {node: self._reads(node) for node in kernels}
         returned = {part for output in self.outputs for part in self._way(output)}
-        order = self._order(kernels, parts, returned)
+        order = tuple(self._in_groups(self._order(kernels, parts, returned)))
         last_use = {part: node for node in order for part in parts[node]}
         there: set[Node] = set()
         for node in order:
@@ -156,6 +158,12 @@ class _Fusion:
             frozenset((*_with_changed(returned), *held, *written_from)),
         )
         return [*best_order(flow), *writing]
+
+    def _in_groups(self, order: Sequence[Node]) -> Iterator[Node]:
+        """`order`, of which fused kernels that follow each other are in the order of the graph, as in one kernel."""
+        for is_fused, group in groupby(order, key=lambda node: self.kinds[node] == "fused"):
+            nodes = list(group)
+            yield from sorted(nodes, key=self.place.__getitem__) if is_fused else nodes
 
     def _views(self, parts: Iterable[Node], there: set[Node]) -> Iterator[MemoryStep]:
         """The views among `parts` that are not `there` yet, each after what it is a view of."""

@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
-from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
-from pytest_modelbudget.backends.torch.compiled.estimate import error_of, note_of
+from pytest_modelbudget.backends.torch.compiled.estimate import compiled_note, error_of
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
@@ -41,6 +40,7 @@ from pytest_modelbudget.backends.torch.trace.hints import needs_values
 from pytest_modelbudget.backends.torch.trace.observer import Observer, observing
 from pytest_modelbudget.backends.torch.trace.shown import shown
 from pytest_modelbudget.backends.torch.training.caches import tensors_inside
+from pytest_modelbudget.backends.torch.training.compiling import compiled
 from pytest_modelbudget.backends.torch.training.decisions import place_of
 from pytest_modelbudget.backends.torch.training.ema import averaged_weights
 from pytest_modelbudget.backends.torch.training.float8 import check_fp8
@@ -61,7 +61,7 @@ from pytest_modelbudget.backends.torch.training.weights import HALF, MIXED, weig
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from pytest_modelbudget.planner.loops import loop_of, resolved
-from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES
+from pytest_modelbudget.planner.recipe import LANGUAGE_LOSSES, is_compiled
 
 STEPS = 2
 """Steps that are run; the last one is measured."""
@@ -169,9 +169,9 @@ class StepRecording:
             if isinstance(recipe, Training) and recipe.loss in LANGUAGE_LOSSES:
                 self.fused_loss = FusedLoss(str(recipe.loss), self.head_of(str(recipe.loss), call, dispatcher))
             self.called = self.model
-            if recipe.compile == "inductor":
-                self.called = CompiledModel(self.model, recorder.at, kernels)
-                self.notes.append(note_of(error_of(recipe, self.model)))
+            if is_compiled(recipe):
+                self.called = stack.enter_context(compiled(self.model, recipe, recorder.at, kernels))
+                self.notes.append(compiled_note(recipe, self.model))
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(recipe, Training):
@@ -186,8 +186,8 @@ class StepRecording:
                 self.answers.check()
         notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
         memory_trace = replace(recorder.memory_trace(), notes=notes)
-        if recipe.compile == "inductor":
-            memory_trace = replace(memory_trace, error_percent=error_of(recipe, self.model))
+        if is_compiled(recipe):
+            memory_trace = replace(memory_trace, error_percent=error_of(recipe, self.model).worst)
         show_memory_trace(memory_trace, self.runnable.log)
         is_fused = isinstance(recipe, Training) and recipe.fused
         return memory_trace.without_temporaries("optimizer") if is_fused else memory_trace

@@ -1,0 +1,70 @@
+"""Checkpointed regions of a model that is captured, tagged as torch.compile tags them.
+
+Under torch.compile a region of `torch.utils.checkpoint.checkpoint` is not run again: its operators stand once in the
+joint graph, each with its number and a policy in its metadata (`TagActivationCheckpoint`), by which the partitioner
+decides what the backward pass computes anew. So it is with the reentrant kind, too: Dynamo takes both for the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
+
+from pytest_modelbudget.backends.patching import all_patched
+from pytest_modelbudget.errors import ModelBudgetError
+
+
+@contextmanager
+def recomputed_regions_tagged() -> Iterator[None]:
+    """Inside, what is traced of a checkpointed region is tagged, and nothing of it runs again.
+
+    Raises:
+        ModelBudgetError: on a call with a `context_fn` of another kind than that of selective checkpointing.
+    """
+    numbers = count()
+
+    def tagged(
+        function: Any, args: Any, kwargs: Any, *, context_fn: Callable[[], Any] = noop_context_fn, **options: Any
+    ) -> Iterator[None]:
+        tagging = _tagging(context_fn)
+        tagging.ac_graph_id = next(numbers)
+        with torch.fx.traceback.preserve_node_meta(), tagging:
+            yield
+
+    def reentrant(function: Any, preserves_random_state: bool, *args: Any) -> Any:
+        return checkpoint(function, *args, use_reentrant=False)
+
+    module = torch.utils.checkpoint
+    with all_patched([
+        (module, "_checkpoint_without_reentrant_generator_impl", tagged),
+        (module, "CheckpointFunction", SimpleNamespace(apply=reentrant)),
+    ]):  # fmt: skip
+        yield
+
+
+def _tagging(context_fn: Callable[[], Any]) -> Any:
+    """What tags operators by the policy in `context_fn`; without one all of them are to be recomputed."""
+    context, _ = context_fn()
+    if isinstance(context, torch.utils.checkpoint._CachingTorchDispatchMode):
+        return context
+    if isinstance(context, nullcontext):
+        return create_selective_checkpoint_contexts(_recompute)[0]
+    raise ModelBudgetError(
+        f"compile: inductor: a checkpointed region has a context of {type(context).__name__}, which torch.compile does "
+        "not take: only those of create_selective_checkpoint_contexts are planned"
+    )
+
+
+def _recompute(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,120 @@
+"""Plans of compiled models whose blocks are recomputed or compiled by themselves, and of compiled replicas."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pytest_modelbudget import plan
+from pytest_modelbudget.backends.torch import compat
+from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
+from pytest_modelbudget.backends.torch.compiled.fusion import results_of
+from pytest_modelbudget.planner.recipe import BLOCKS_COMPILED
+from tests.backends.torch import real_compiled_ranks, real_ranks
+from tests.backends.torch.rank_steps import WHOLE, on_real_ranks, sharded
+
+pytestmark = pytest.mark.skipif(not compat.KNOWN_COMPILED, reason="graphs of this torch were not looked at")
+
+ROWS, WIDTH = 64, 16
+
+
+def block(activation: type[nn.Module] = nn.GELU) -> nn.Module:
+    """A product between two others."""
+    return nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), activation(), nn.Dropout(0.1), nn.Linear(4 * WIDTH, WIDTH))
+
+
+def test_like_blocks_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured are the first, whose input has no gradient, the one of another activation, and one for all others.
+
+    What runs is told by the block it is of.
+    """
+    captured: list[Any] = []
+    original = CompiledModel._captured
+    monkeypatch.setattr(CompiledModel, "_captured", lambda *args: captured.append(args) or original(*args))
+    model = nn.Sequential(block(), block(nn.SiLU), block(), block(), block())
+    step = plan(model, f"float32[{ROWS}, {WIDTH}]", training={"optimizer": "sgd", "compile": BLOCKS_COMPILED})
+    assert len(captured) == 3
+    assert (step.phase, step.path.partition(".")[0]) == ("backward", "4")
+    assert "repeated blocks" in step.notes[0]
+
+
+def test_a_model_without_blocks_has_none_to_compile() -> None:
+    """It is told what to write."""
+    refused = plan(nn.Linear(4, 4), "float32[2, 4]", training={"compile": BLOCKS_COMPILED})
+    assert "no repeated blocks" in refused.notes[0]
+    assert "write compile: inductor" in refused.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_is_saved_beside_recomputed_blocks_is_what_torch_compile_saves(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of the forward graph of a real `torch.compile`, with Inductor's partition and no kernels."""
+    ours: list[Any] = []
+    original = CompiledModel._forward
+    monkeypatch.setattr(
+        CompiledModel, "_forward", lambda self, graph, inputs: ours.append(graph) or original(self, graph, inputs)
+    )
+    model = nn.Sequential(*(block() for _ in range(4)))
+    recipe = {"optimizer": "sgd", "checkpointing": {"every": every}, "compile": "inductor"}
+    assert plan(model, f"float32[{ROWS}, {WIDTH}]", training=recipe).peak_bytes
+    for part in model[every - 1 :: every]:
+        part.forward = _recomputed(part.forward)
+    assert _results(ours[0]) == _results(_real_forward(model, torch.rand(ROWS, WIDTH)))
+
+
+def _recomputed(original: Any) -> Any:
+    return lambda x: checkpoint(original, x, use_reentrant=False)
+
+
+def _real_forward(model: nn.Module, data: torch.Tensor) -> Any:
+    """The graph of the forward pass that Dynamo, AOTAutograd and Inductor's partition make."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._guards import detect_fake_mode
+    from torch._inductor.compile_fx import partition_fn
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.virtualized import V
+
+    graphs: list[Any] = []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    make = aot_autograd(fw_compiler=keep, partition_fn=partition_fn, decompositions=select_decomp_table())
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        with V.set_fake_mode(detect_fake_mode(inputs)):
+            return make(graph, inputs)
+
+    try:
+        torch.compile(model, backend=backend)(data)
+    finally:
+        torch._dynamo.reset()
+    return graphs[0]
+
+
+def _results(graph: Any) -> Counter[Any]:
+    values = (result.meta["val"] for result in results_of(graph.graph))
+    return Counter((tuple(value.shape), value.dtype) for value in values)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_compiled_models_on_real_ranks() -> None:
+    """Replicas of a compiled model take what is planned to the byte, FSDP2 with compiled blocks within a per cent."""
+    cases = {"ddp": ({"ddp": 2}, "inductor", 0.0), "fsdp, blocks": ({"fsdp": 2}, BLOCKS_COMPILED, 0.01)}
+    real = on_real_ranks(real_compiled_ranks, 2, list(cases))
+    for case, (sharding, compiler, error) in cases.items():
+        recipe: dict[str, Any] = {"kernels": "cpu", "foreach": False, "optimizer": "sgd", "compile": compiler}
+        inputs = f"int64[{real_compiled_ranks.BATCH}, {real_ranks.TOKENS}]"
+        planned = sharded(real_ranks.Transformer, inputs, sharding, **recipe).memory_trace.peak()
+        buckets = 4 * WHOLE if case == "ddp" else 0  # made before what is measured
+        assert planned == pytest.approx(real[case] + buckets, rel=error), case
