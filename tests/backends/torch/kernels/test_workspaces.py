@@ -171,6 +171,7 @@ ONE_OPERATOR = [
     operator([2, 3, 32, 32], [64, 3, 3, 3], padding=1),
     operator([2, 3, 224, 224], [192, 3, 16, 16], stride=16),
     operator([8, 4, 42, 42], [16, 4, 8, 8], stride=4),
+    operator([2, 64, 8, 8], [64, 64, 3, 3], padding=4, dilation=4),
     operator([2, 12, 17, 17], [4, 12, 3, 3], padding=1),
     operator([2, 12, 200], [32, 12, 15], padding=7),
     operator([2, 4, 8, 16, 16], [16, 4, 3, 3, 3], padding=1, slow=True),
