@@ -233,15 +233,16 @@ class ConvolutionShape:
         return THREADS * FLOAT * filters * channels * self.cpu.lanes**2 + _BARRIER
 
     def summed_bias(self) -> int:
-        """The gradient of a pointwise one's bias in whole blocks, and once more where two threads share its samples.
+        """The gradient of a bias in whole blocks, and once more where two threads share samples of it.
 
-        See `jit_avx512_common_1x1_convolution.hpp` and `cpu_reducer.cpp`; those of other kernels are with the weights.
+        See `jit_avx512_common_1x1_convolution.hpp`, `jit_avx512_common_convolution.hpp` and `cpu_reducer.cpp`; with
+        AVX2 it is known of pointwise ones.
         """
-        if not self.is_pointwise or self.groups > 1:
+        if self.groups > 1 or not (self.is_pointwise or self.cpu.is_wide):
             return 0
         filters = self.cpu.round_up(self.filters)
         padded = FLOAT * filters + _ALIGNED if filters > self.filters else 0
-        is_shared = not self.cpu.is_wide or self._pointwise_shares().threads > 1
+        is_shared = not (self.is_pointwise and self.cpu.is_wide) or self._pointwise_shares().threads > 1
         is_shared = is_shared and shares_each_sum(filters // self.cpu.lanes, self.batch)
         return padded + (FLOAT * filters + _PAGE + 2 * _PAGE if is_shared else 0)
 

@@ -166,6 +166,8 @@ ONE_OPERATOR = [
     operator([2, 24, 24, 24], [144, 24, 1, 1]),
     operator([2, 12, 17, 13], [40, 12, 1, 1]),
     operator([2, 16, 64, 64], [5, 16, 1, 1], bias=True),
+    operator([2, 16, 32, 32], [4, 16, 3, 3], padding=1, bias=True),
+    operator([2, 16, 32, 32], [20, 16, 3, 3], padding=1, bias=True, slow=True),
     operator([2, 64, 29, 29], [128, 64, 1, 1], stride=2),
     operator([8, 3, 56, 56], [8, 3, 1, 1]),
     operator([2, 3, 32, 32], [64, 3, 3, 3], padding=1),
