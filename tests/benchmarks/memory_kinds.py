@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 class Kind:
     """A model, what it is called with, and how it is trained; `recipe` is that in the words of recipes.
 
-    `without_rule` names what the CPU's kernels take by no known rule, so that the error is shown but not judged.
+    An `optimizer` of `infer` says that it is not trained. `without_rule` names what the CPU's kernels take by no known rule, so that the error is shown but not judged.
     """
 
     build: Build
@@ -258,6 +258,65 @@ class Recurrent(nn.Module):
         return out
 
 
+class Watched(nn.Module):
+    """An attention that returns its weights, after an encoder, as torch's kernels run them without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.encoder, self.attention = nn.TransformerEncoder(layer, 2), nn.MultiheadAttention(64, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.encoder(x)
+        out: tuple[torch.Tensor, torch.Tensor] = self.attention(x, x, x)
+        return out
+
+
+class Windows(nn.Module):
+    """Windows of a map that are mixed and put back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Linear(72, 32), nn.GELU(), nn.Linear(32, 72))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = functional.unfold(x, 3, padding=1).transpose(1, 2)
+        return functional.fold(self.mix(columns).transpose(1, 2), x.shape[2:], 3, padding=1)
+
+
+class Frames(nn.Module):
+    """Mnih et al. 2015: values of actions in Atari's games, from four frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.body(x)
+        return out
+
+
+class Critic(nn.Module):
+    """Gulrajani et al. 2017: the slope between real and made images is held at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 32, 4, 2, 1))
+        self.head = nn.Sequential(nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(2048, 1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        made = torch.rand_like(x)
+        with torch.enable_grad():
+            between = (0.5 * x + 0.5 * made).requires_grad_()
+            scores = self.head(self.body(between))
+            (slope,) = torch.autograd.grad(scores, between, torch.ones_like(scores), create_graph=True)
+        penalty = (slope.flatten(1).norm(2, 1) - 1).pow(2).mean()
+        return {"loss": self.head(self.body(made)).mean() - self.head(self.body(x)).mean() + 10 * penalty}
+
+
 def frozen(build: Build, trained: str) -> Build:
     """A model of which the parameters whose names begin with `trained` are trained."""
 
@@ -336,5 +395,23 @@ KINDS: dict[str, Kind] = {
     "gru": Kind(Recurrent, "float32[4, 16, 64]"),
     "accumulated": Kind(transformers_model("GPT2LMHeadModel", "GPT2Config", **GPT2), TEXT, {"gradient_accumulation": 2}),
     "frozen": Kind(frozen(vision("resnet18"), "fc"), IMAGE, {}, "sgd"),
+    "watched attention": Kind(Watched, "float32[2, 128, 64]", {}, "infer"),
+    "windows": Kind(Windows, "float32[2, 8, 32, 32]"),
+    "frames": Kind(Frames, "float32[8, 4, 84, 84]"),
+    "critic": Kind(Critic, "float32[8, 3, 32, 32]", {}, "adam"),
+    "segformer": Kind(
+        transformers_model(
+            "SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 64, 64],
+            num_attention_heads=[1, 2, 4, 4], decoder_hidden_size=64,
+        ),
+        IMAGE,
+    ),
+    "speech": Kind(
+        transformers_model(
+            "Wav2Vec2ForCTC", "Wav2Vec2Config", **SMALL, intermediate_size=256, vocab_size=32, mask_time_prob=0.0,
+            layerdrop=0.0,
+        ),
+        {"input_values": "float32[1, 4000]", "labels": "int64[1, 5]"},
+    ),
 }  # fmt: skip
 """The kinds by name."""

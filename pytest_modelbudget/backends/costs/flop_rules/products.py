@@ -121,13 +121,13 @@ def trilinear(call: OperatorCall) -> int:
     """
     absent: list[set[int]] = [set(call.argument(f"expand{number}")) for number in (1, 2, 3)]
     spread = [_spread(shape, axes) for shape, axes in zip(call.inputs, absent, strict=True)]
-    first = [max(sizes) for sizes in zip(*spread[:2], strict=True)]
+    first = [max(left, right) for left, right in zip(spread[0], spread[1], strict=True)]
     summed = absent[2].intersection(call.argument("sumdim"))
     second = [
         max(1 if axis in summed else size, third)
         for axis, (size, third) in enumerate(zip(first, spread[2], strict=True))
     ]
-    return 2 * (prod(first) + prod(second))
+    return 2 * prod(first) + 2 * prod(second)
 
 
 def _spread(shape: Shape, absent: set[int]) -> list[int]:

@@ -26,6 +26,7 @@ _LEAST_ROWS = 9  # rows of a result from which two threads may share them
 PLAIN_CHANNELS = 3  # images are read as they are
 _EIGHT = 8  # channels of a group that the gradient of weights takes at once, with AVX-512 too
 _WIDEST_DEPTHWISE = 3
+_UNROLLED = 28  # places of a row that kernels of AVX-512 make at once, at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +160,16 @@ class ConvolutionShape:
         """The same of the gradient of its weights."""
         is_deep = not self.cpu.is_wide and len(self.kernel) == 3 and self.kernel[0] > 1
         is_gemm = is_deep or self._splits_blocks(_EIGHT) or self.kernel[-1] > (14 if self.cpu.is_wide else 13)
+        is_gemm = is_gemm or (self.cpu.is_wide and self._is_dilated_beyond_map)
         if not (self.is_wide_depthwise if self.is_depthwise else is_gemm):
             return 0
         return self.weight_products(FLOAT) + 2 * _ALIGNED
+
+    @property
+    def _is_dilated_beyond_map(self) -> bool:
+        """Whether a dilated window is higher than its map, or padded further than what AVX-512's kernel unrolls."""
+        kernel, gap, size = ((1, *sizes)[-2] for sizes in (self.kernel, self.dilation, self.size))
+        return gap > 1 and ((kernel - 1) * gap + 1 > size or self.padding[-1] > _UNROLLED)
 
     def weight_products(self, itemsize: int) -> int:
         """What the windows of one group see, of elements of `itemsize`, and four times the weights, for each thread."""
@@ -225,15 +233,16 @@ class ConvolutionShape:
         return THREADS * FLOAT * filters * channels * self.cpu.lanes**2 + _BARRIER
 
     def summed_bias(self) -> int:
-        """The gradient of a pointwise one's bias in whole blocks, and once more where two threads share its samples.
+        """The gradient of a bias in whole blocks, and once more where two threads share samples of it.
 
-        See `jit_avx512_common_1x1_convolution.hpp` and `cpu_reducer.cpp`; those of other kernels are with the weights.
+        See `jit_avx512_common_1x1_convolution.hpp`, `jit_avx512_common_convolution.hpp` and `cpu_reducer.cpp`; with
+        AVX2 it is known of pointwise ones.
         """
-        if not self.is_pointwise or self.groups > 1:
+        if self.groups > 1 or not (self.is_pointwise or self.cpu.is_wide):
             return 0
         filters = self.cpu.round_up(self.filters)
         padded = FLOAT * filters + _ALIGNED if filters > self.filters else 0
-        is_shared = not self.cpu.is_wide or self._pointwise_shares().threads > 1
+        is_shared = not (self.is_pointwise and self.cpu.is_wide) or self._pointwise_shares().threads > 1
         is_shared = is_shared and shares_each_sum(filters // self.cpu.lanes, self.batch)
         return padded + (FLOAT * filters + _PAGE + 2 * _PAGE if is_shared else 0)
 
