@@ -20,6 +20,7 @@ from pytest_modelbudget.backends.torch.compiled.run import At
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import ROOT
 from pytest_modelbudget.backends.torch.model.pytree import tensors
+from pytest_modelbudget.errors import ModelBudgetError
 
 
 @contextmanager
@@ -53,6 +54,13 @@ class _Forwards:
             outer, self._running = self._running, path
             try:
                 out = own[key](*args, **kwargs)
+            except AssertionError as error:
+                if "FakeTensor" not in str(error):
+                    raise
+                raise ModelBudgetError(
+                    f"compile: {{inductor: blocks}}: {path} keeps tensors in an object that it is given (a cache of "
+                    "keys and values?), which is not planned: set config.use_cache = False"
+                ) from None
             finally:
                 self._running = outer
             self._captured.setdefault(key, own[key])

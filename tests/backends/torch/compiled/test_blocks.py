@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,37 @@ def test_a_model_without_blocks_has_none_to_compile() -> None:
     refused = plan(nn.Linear(4, 4), "float32[2, 4]", training={"compile": BLOCKS_COMPILED})
     assert "no repeated blocks" in refused.notes[0]
     assert "write compile: inductor" in refused.notes[0]
+
+
+class Remembering(nn.Module):
+    """Blocks that add what the one before left in an object that all are given."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = block()
+
+        def forward(self, x: torch.Tensor, memory: SimpleNamespace) -> torch.Tensor:
+            memory.last = self.body(x + memory.last)
+            out: torch.Tensor = memory.last
+            return out
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = SimpleNamespace(last=x)
+        for part in self.blocks:
+            x = part(x, memory)
+        return x
+
+
+def test_blocks_that_leave_tensors_in_an_object_are_refused() -> None:
+    """As those of transformers leave keys and values in a cache; the block is named, and the cure."""
+    refused = plan(Remembering, f"float32[{ROWS}, {WIDTH}]", training={"compile": BLOCKS_COMPILED})
+    assert "blocks.0 keeps tensors in an object that it is given" in refused.notes[0]
+    assert "use_cache = False" in refused.notes[0]
 
 
 @pytest.mark.slow
