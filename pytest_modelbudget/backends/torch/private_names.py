@@ -44,7 +44,8 @@ PRIVATE: tuple[Private, ...] = (
     Private("torch._C", "DisableTorchFunction _DisableTorchDispatch", "compat", "own looks at tensors go past modes"),
     Private("torch.utils._python_dispatch", "_disable_current_modes", "compat", "a pass has its own modes alone"),
     Private(
-        "torch.utils._python_dispatch", "TorchDispatchMode", "trace", "operators are seen; torch documents it there",
+        "torch.utils._python_dispatch", "TorchDispatchMode", "compiled trace",
+        "operators are seen; torch documents it there",
     ),
     Private("torch", "_foreach_add _foreach_maximum _foreach_sqrt", "training", "updates of lists, as torch does them"),
     Private(
@@ -107,7 +108,14 @@ PRIVATE: tuple[Private, ...] = (
         "torch._functorch._aot_autograd.graph_compile", "_boxed_call", "compiled",
         "what runs a graph lets go of its inputs", _NOT_COMPILED, since="2.14",
     ),
-    Private("torch.utils._pytree", "tree_flatten tree_unflatten", "compiled", "arguments are inputs of the graph"),
+    Private(
+        "torch.utils._pytree", "tree_flatten tree_leaves tree_unflatten", "compat", "arguments are inputs of the graph",
+    ),
+    Private(
+        "torch.fx._lazy_graph_module", "_use_lazy_graph_module", "compiled", "no code is written for graphs",
+        _NOT_COMPILED,
+    ),
+    Private("torch._C", "_DisableAutocast", "compiled", "graphs are run as they were traced", _NOT_COMPILED),
     Private(
         "torch.compiler", "_is_compiling_flag", "compiled", "models that are compiled read no values", _NOT_COMPILED,
     ),
@@ -115,7 +123,7 @@ PRIVATE: tuple[Private, ...] = (
     # Tensors and modules.
     Private("torch.Tensor", "_make_subclass", "compat", "parameters stay of their class without memory"),
     Private("torch.Tensor", "_version", "replay", "a block that wrote to its arguments is not replayed"),
-    Private("torch.Tensor", "_base", "costs replay training", "a view keeps alive what it is a view of"),
+    Private("torch.Tensor", "_base", "compiled costs replay training", "a view keeps alive what it is a view of"),
     Private("torch.Tensor", "_is_view", "kernels memory", "a view's gradient is not added to in place"),
     Private(
         "torch.Tensor", "_indices _values", "meta model", "sparse tensors that are not coalesced have no public ones",
@@ -124,7 +132,7 @@ PRIVATE: tuple[Private, ...] = (
     Private("torch._C", "TensorBase StorageBase", "model", "what tensors say of their device before it is patched"),
     Private(
         "torch.nn.Module", "_modules _parameters _buffers _forward_hooks _forward_pre_hooks",
-        "distributed model replay trace training",
+        "compiled distributed model replay trace training",
         "what a module holds itself, None and ties included, at no cost",
     ),
     Private(
