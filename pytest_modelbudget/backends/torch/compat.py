@@ -18,6 +18,11 @@ OpOverload = torch._ops.OpOverload
 tree_map_only = torch.utils._pytree.tree_map_only
 """Nested values with each part of a class mapped."""
 
+tree_flatten, tree_leaves, tree_unflatten = (
+    torch.utils._pytree.tree_flatten, torch.utils._pytree.tree_leaves, torch.utils._pytree.tree_unflatten,
+)  # fmt: skip
+"""The parts of nested values, and what nests them again."""
+
 TracedTensor = torch._subclasses.functional_tensor.FunctionalTensor
 """The class of tensors while AOTAutograd traces a function; they are as if on the CPU, and have no memory."""
 

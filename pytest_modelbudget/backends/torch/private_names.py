@@ -112,7 +112,14 @@ PRIVATE: tuple[Private, ...] = (
         "torch.utils.checkpoint", "_CachingTorchDispatchMode _checkpoint_without_reentrant_generator_impl", "compiled",
         "regions that are recomputed are tagged as torch.compile tags them", _NOT_COMPILED, since="2.14",
     ),
-    Private("torch.utils._pytree", "tree_flatten tree_unflatten", "compiled", "arguments are inputs of the graph"),
+    Private(
+        "torch.utils._pytree", "tree_flatten tree_leaves tree_unflatten", "compat", "arguments are inputs of the graph",
+    ),
+    Private(
+        "torch.fx._lazy_graph_module", "_use_lazy_graph_module", "compiled", "no code is written for graphs",
+        _NOT_COMPILED,
+    ),
+    Private("torch._C", "_DisableAutocast", "compiled", "graphs are run as they were traced", _NOT_COMPILED),
     Private(
         "torch.compiler", "_is_compiling_flag", "compiled", "models that are compiled read no values", _NOT_COMPILED,
     ),
@@ -120,7 +127,7 @@ PRIVATE: tuple[Private, ...] = (
     # Tensors and modules.
     Private("torch.Tensor", "_make_subclass", "compat", "parameters stay of their class without memory"),
     Private("torch.Tensor", "_version", "replay", "a block that wrote to its arguments is not replayed"),
-    Private("torch.Tensor", "_base", "costs replay training", "a view keeps alive what it is a view of"),
+    Private("torch.Tensor", "_base", "compiled costs replay training", "a view keeps alive what it is a view of"),
     Private("torch.Tensor", "_is_view", "kernels memory", "a view's gradient is not added to in place"),
     Private(
         "torch.Tensor", "_indices _values", "meta model", "sparse tensors that are not coalesced have no public ones",

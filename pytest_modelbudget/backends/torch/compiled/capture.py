@@ -10,8 +10,9 @@ The whole model is one graph, as with `fullgraph=True`: where TorchDynamo would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,13 +21,25 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pytest_modelbudget.backends.patching import patched
-from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.compat import no_functions, no_modes, tree_flatten, tree_unflatten
 from pytest_modelbudget.backends.torch.compiled.fusion import donated_names, results_of
 from pytest_modelbudget.backends.torch.compiled.layouts import copy_what_is_given, reordered, reorders
 from pytest_modelbudget.backends.torch.compiled.outputs import Rebuild, taken_apart
 from pytest_modelbudget.backends.torch.compiled.random_states import leave_out_random_states
 from pytest_modelbudget.backends.torch.compiled.regions import recomputed_regions_tagged
+from pytest_modelbudget.backends.torch.compiled.repeats import Repeats, Survey, lists_of_blocks
 from pytest_modelbudget.backends.torch.compiled.run import PATH, At, Run, runner, traced_results
+from pytest_modelbudget.backends.torch.compiled.shallow import (
+    Outputs,
+    blocks_left_out,
+    end_with_both,
+    end_with_forward,
+    stretched,
+    traced,
+    trained,
+)
+from pytest_modelbudget.backends.torch.compiled.span import NotAlike
+from pytest_modelbudget.backends.torch.compiled.stretch import Graphs
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import nodes
 from pytest_modelbudget.errors import ModelBudgetError
@@ -46,6 +59,7 @@ class CompiledModel:
         self._cpu = not kernels.cuda
         self._reorders = False
         self._names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+        self._paths = {id(node.module): node.path for node in nodes(model)}
         self._compiled: Captured | None = None
         self._rebuild: Rebuild
         self._output_count = 0
@@ -53,22 +67,29 @@ class CompiledModel:
         self._capturing = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
+        leaves, spec = tree_flatten((args, kwargs))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         weights = [*self._model.parameters(), *self._model.buffers()]
         inputs = [leaves[index] for index in places]
 
-        def call(weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
-            values = list(leaves)
-            for index, tensor in zip(places, inputs, strict=True):
-                values[index] = tensor
-            args, kwargs = torch.utils._pytree.tree_unflatten(values, spec)
-            named = dict(zip(self._names, weights, strict=True))
-            tensors, self._rebuild = taken_apart(torch.func.functional_call(self._model, named, args, kwargs))
-            return tensors
+        def caller(names: Sequence[str], noted: Callable[[Any], Any] = lambda out: out) -> Callable[..., Any]:
+            """What calls the model with weights of these `names`, and gives back what is `noted` of its tensors."""
+
+            def call(weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
+                values = list(leaves)
+                for index, tensor in zip(places, inputs, strict=True):
+                    values[index] = tensor
+                args, kwargs = tree_unflatten(values, spec)
+                named = dict(zip(names, weights, strict=True))
+                tensors, self._rebuild = taken_apart(torch.func.functional_call(self._model, named, args, kwargs))
+                return noted(tensors)
+
+            return call
 
         if self._compiled is None:
-            self._compiled = _without_breaks(lambda: self._captured(call, weights, inputs))
+            self._compiled = _without_breaks(
+                lambda: self._stretched(caller, weights, inputs) or self._captured(caller(self._names), weights, inputs)
+            )
         return self._rebuild(self._compiled(weights, inputs))
 
     def share(self, other: CompiledModel) -> None:
@@ -78,44 +99,131 @@ class CompiledModel:
     def _captured(
         self, call: Callable[..., Any], weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> Captured:
-        import torch._inductor.lowering
-        from torch._functorch.aot_autograd import aot_function  # a second and more of imports
-        from torch._inductor.decomposition import select_decomp_table
-        from torch._inductor.virtualized import V
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        mode = FakeTensorMode()
-        compiled: Captured = aot_function(
-            call,
-            fw_compiler=self._forward,
-            bw_compiler=self._backward,
-            partition_fn=self._partitioned,
-            decompositions=select_decomp_table(),
-            keep_inference_input_mutations=True,
-            enable_log=False,
-        )
-        with ExitStack() as stack:
-            stack.enter_context(no_modes())
-            stack.enter_context(patched(torch.compiler, "_is_compiling_flag", True))  # asked before values are read
-            stack.enter_context(V.set_fake_mode(mode))
-            stack.enter_context(_paths_noted(self._model))
-            stack.enter_context(self._kernels.traced())
-            stack.enter_context(recomputed_regions_tagged())
-            stack.enter_context(mode)
+        compiled = self._compiling(call, len(weights))
+        with self._tracing() as mode:
             self._capturing = True
             compiled([_fake(tensor, mode) for tensor in weights], [_fake(tensor, mode) for tensor in inputs])
             self._capturing = False
         return compiled
 
+    def _stretched(
+        self, caller: Callable[..., Any], weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+    ) -> Captured | None:
+        """What runs the model as captured without most of its blocks; None where these are not all alike."""
+        for fake in (False, True):  # on meta, which is quicker, and where that fails as the model is captured
+            try:
+                survey = self._survey(lists_of_blocks(self._model), caller(self._names), weights, inputs, fake=fake)
+            except Exception:  # whatever the model's code raises
+                continue
+            if not (repeats := survey.repeats()):
+                return None
+            for runs in dict.fromkeys((repeats, tuple([run.without_last() for run in repeats]))):
+                try:
+                    return self._running(*self._shallow_graphs(survey, runs, caller, weights, inputs, fake=fake))
+                except Exception:  # whatever the model's code raises without some of its blocks
+                    continue
+            return None
+        return None
+
+    def _survey(
+        self,
+        containers: Sequence[nn.Module],
+        call: Callable[..., Any],
+        weights: Sequence[torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        *,
+        fake: bool,
+    ) -> Survey:
+        if not fake:
+            with no_modes(), patched(torch.compiler, "_is_compiling_flag", True), self._kernels.traced():
+                return Survey(containers, lambda: call(weights, inputs))
+        with self._tracing() as mode:
+            fakes, given = ([_fake(tensor, mode) for tensor in tensors] for tensors in (weights, inputs))
+            return Survey(containers, lambda: call(fakes, given))
+
+    def _shallow_graphs(
+        self,
+        survey: Survey,
+        repeats: Sequence[Repeats],
+        caller: Callable[..., Any],
+        weights: Sequence[torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        *,
+        fake: bool,
+    ) -> tuple[Graphs, Outputs]:
+        outputs = Outputs()
+        with blocks_left_out(self._model, repeats) as shallow:
+            there = [weights[place] for place in shallow.places]
+            shallow_survey = self._survey(survey.containers, caller(shallow.names), there, inputs, fake=fake)
+            if shallow_survey.outline() != survey.outline(shallow.left_out):
+                raise NotAlike("the rest of the model does something else without some of its blocks")
+            with self._tracing() as mode:
+                compiled = self._compiling(caller(shallow.names, outputs.noted), len(there), ends=True)
+                fakes, given = ([_fake(tensor, mode) for tensor in tensors] for tensors in (there, inputs))
+                graphs = traced(lambda: compiled(fakes, given))
+        graphs = replace(graphs, names=tuple([self._names[place] for place in shallow.places]))
+        with no_modes():
+            outputs.check(graphs)
+            return stretched(graphs, self._model, repeats), outputs
+
+    def _running(self, graphs: Graphs, outputs: Outputs) -> Captured:
+        """What runs stretched `graphs` of the model."""
+        self._output_count = graphs.returned if graphs.backward else 0
+        with no_modes():
+            forward = self._forward(graphs.forward, ())
+        backward = graphs.backward
+        run = trained(graphs, outputs.views, forward, lambda: self._backward(backward, ())) if backward else forward
+        return lambda weights, inputs: outputs.nested(run([*weights, *inputs]))
+
+    def _compiling(self, call: Callable[..., Any], weights: int, *, ends: bool = False) -> Captured:
+        """What captures `call`, of so many `weights`, when it is called, and runs it then, or `ends` with graphs."""
+        from torch._functorch.aot_autograd import aot_function  # a second and more of imports
+        from torch._inductor.decomposition import select_decomp_table
+
+        # Parameters and buffers are there anyway, so that saving them costs nothing.
+        def partition(*args: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
+            parts = self._partitioned(*args, **{**options, "static_lifetime_input_indices": list(range(weights))})
+            return end_with_both(parts, **options) if ends else parts
+
+        compiled: Captured = aot_function(
+            call,
+            fw_compiler=end_with_forward if ends else self._forward,
+            bw_compiler=self._backward,
+            partition_fn=partition,
+            decompositions=select_decomp_table(),
+            keep_inference_input_mutations=True,
+            enable_log=False,
+            _disable_torch_fn_metadata_mode=True,  # which function of torch called a node is not asked
+        )
+        return compiled
+
+    @contextmanager
+    def _tracing(self) -> Iterator[Any]:
+        """Inside, the model is traced on tensors of the mode that is given."""
+        import torch._inductor.lowering
+        from torch._inductor.virtualized import V
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+        mode = FakeTensorMode()
+        with ExitStack() as stack:
+            stack.enter_context(no_modes())
+            stack.enter_context(patched(torch.compiler, "_is_compiling_flag", True))  # asked before values are read
+            stack.enter_context(V.set_fake_mode(mode))
+            stack.enter_context(_paths_noted(self._paths))
+            stack.enter_context(self._kernels.traced())
+            stack.enter_context(recomputed_regions_tagged())
+            stack.enter_context(_use_lazy_graph_module(True))  # nobody runs the code of the graphs
+            stack.enter_context(mode)
+            yield mode
+
     def _partitioned(self, *args: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
-        """Inductor's partition; parameters and buffers are there anyway, so that saving them costs nothing."""
+        """Inductor's partition."""
         from torch._inductor.compile_fx import partition_fn
 
         self._output_count = options["num_fwd_outputs"]
-        static = list(range(len(self._names)))
-        parts: tuple[GraphModule, GraphModule] = partition_fn(
-            *args, **{**options, "static_lifetime_input_indices": static}
-        )
+        with no_functions():
+            parts: tuple[GraphModule, GraphModule] = partition_fn(*args, **options)
         for part in parts:
             leave_out_random_states(part.graph, cpu=self._cpu)
         return parts
@@ -174,9 +282,11 @@ def _fake(tensor: torch.Tensor, mode: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _paths_noted(model: nn.Module) -> Iterator[None]:
-    """Inside, nodes that are traced know which module called them, as far as torch lets them keep it."""
-    paths = {id(node.module): node.path for node in nodes(model)}
+def _paths_noted(paths: Mapping[int, str]) -> Iterator[None]:
+    """Inside, nodes that are traced know which module called them, as far as torch lets them keep it.
+
+    `paths` are those of modules, by their `id`.
+    """
     running: list[Any] = []
 
     def enter(module: nn.Module, args: Any) -> None:

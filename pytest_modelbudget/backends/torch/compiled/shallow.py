@@ -1,0 +1,229 @@
+"""Models whose blocks repeat, captured without most of them: their graphs are stretched to those of the whole model.
+
+What AOTAutograd makes of a model is bound to its inputs, so that a stretched pair of graphs is run by a function of
+autograd of its own. It knows the plain case: a model that writes into nothing it is given, and gives tensors that are
+views of nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from pytest_modelbudget.backends.patching import patched
+from pytest_modelbudget.backends.torch.compat import tree_flatten, tree_unflatten
+from pytest_modelbudget.backends.torch.compiled.fusion import results_of
+from pytest_modelbudget.backends.torch.compiled.repeats import Repeats
+from pytest_modelbudget.backends.torch.compiled.run import Run
+from pytest_modelbudget.backends.torch.compiled.span import NotAlike, Span
+from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, stretch
+from pytest_modelbudget.backends.torch.model.modules import nodes
+
+
+class _Ended(BaseException):
+    """Ends a capture when its graphs are there; no error, so that nobody on the way takes it for one."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        super().__init__()
+        self.graphs = graphs
+
+
+def end_with_forward(module: GraphModule, inputs: Any) -> Any:
+    """A compiler for the graph of a model that is not trained."""
+    raise _Ended(Graphs(module, None, (), len(results_of(module.graph))))
+
+
+def end_with_both(parts: tuple[GraphModule, GraphModule], *, num_fwd_outputs: int, **options: Any) -> Any:
+    """What follows the partition of a model that is trained."""
+    raise _Ended(Graphs(*parts, (), num_fwd_outputs))
+
+
+def traced(capture: Callable[[], object]) -> Graphs:
+    """The graphs that `capture` ends with, without names."""
+    try:
+        capture()
+    except _Ended as end:
+        return end.graphs
+    raise AssertionError("a capture did not end")
+
+
+@dataclass(frozen=True, slots=True)
+class ShallowModel:
+    """A model while blocks are left out of it: names of its parameters and buffers, and places among those it has.
+
+    `left_out` are the blocks, by their `id`.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+    left_out: frozenset[int]
+
+
+@contextmanager
+def blocks_left_out(model: nn.Module, repeats: Sequence[Repeats]) -> Iterator[ShallowModel]:
+    """Inside, `model` has only the first unit and what follows the last one of each run of like blocks."""
+    place = {id(weight): place for place, weight in enumerate((*model.parameters(), *model.buffers()))}
+    left_out: set[int] = set()
+    with ExitStack() as stack:
+        for container in {id(run.container): run.container for run in repeats}.values():
+            gone = {index for run in repeats if run.container is container for index in run.left_out}
+            blocks = list(container.children())
+            kept = [block for index, block in enumerate(blocks) if index not in gone]
+            left_out.update(id(blocks[index]) for index in gone)
+            stack.enter_context(patched(container, "_modules", {str(index): block for index, block in enumerate(kept)}))
+        named = [*model.named_parameters(), *model.named_buffers()]
+        names, places = tuple([name for name, _ in named]), tuple([place[id(weight)] for _, weight in named])
+        yield ShallowModel(names, places, frozenset(left_out))
+
+
+def stretched(graphs: Graphs, model: nn.Module, repeats: Sequence[Repeats]) -> Graphs:
+    """The graphs of the whole `model`, of those of one without blocks.
+
+    Raises:
+        NotAlike: what its blocks do is not the same after all.
+    """
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    owners = {id(module): name for name, module in model.named_modules()}
+    paths = {id(node.module): node.path for node in nodes(model)}
+    for run in repeats:
+        spans = []
+        for where in (owners, paths):
+            if id(run.container) not in where:
+                raise NotAlike("the list of blocks has no path")
+            path = "" if run.container is model else where[id(run.container)]
+            spans.append(Span(path, run.first, run.left_out.stop, run.period))
+        graphs = stretch(graphs, names, *spans)
+    if list(graphs.names) != names:
+        raise NotAlike("some parameters are of no unit")
+    return graphs
+
+
+class Outputs:
+    """What a model gives: its tensors, and how they are nested."""
+
+    def __init__(self) -> None:
+        self.spec: Any = None
+        self.leaves: list[Any] = []
+        self.views: list[bool] = []
+
+    def noted(self, out: Any) -> Any:
+        """`out`, noted the first time, before the graphs are traced."""
+        if self.spec is None:
+            self.leaves, self.spec = tree_flatten(out)
+            self.views = [_is_view(leaf) for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+        return out
+
+    def nested(self, results: Sequence[Any]) -> Any:
+        """`results` in the place of the tensors."""
+        following = iter(results)
+        leaves = [next(following) if isinstance(leaf, torch.Tensor) else None for leaf in self.leaves]
+        return tree_unflatten(leaves, self.spec)
+
+    def check(self, graphs: Graphs) -> None:
+        """See that `graphs` are of the plain case.
+
+        Raises:
+            NotAlike: they are not.
+        """
+        if any(leaf is not None and not isinstance(leaf, torch.Tensor) for leaf in self.leaves):
+            raise NotAlike("the model gives what is no tensor")
+        given = sum(isinstance(leaf, torch.Tensor) for leaf in self.leaves)
+        returned = results_of(graphs.forward.graph)[: graphs.returned]
+        if given != graphs.returned or not all(map(_is_made, returned)):
+            raise NotAlike("the model writes into what it is given, or gives views")
+        if any(node.target is torch.ops.aten.copy_.default for node in graphs.forward.graph.nodes):
+            raise NotAlike("the model writes into what it is given")
+        if graphs.backward is not None:
+            _check_ties(graphs, graphs.backward)
+            tangents = [node for node in graphs.backward.graph.nodes if _is_tangent(node)]
+            if len(tangents) != given:
+                raise NotAlike("some outputs have no gradients")
+
+
+def _check_ties(graphs: Graphs, backward: GraphModule) -> None:
+    """See that the partition had no choice between an input and a view of it, which the depth may turn.
+
+    Raises:
+        NotAlike: it had.
+    """
+    given = [node for node in graphs.forward.graph.nodes if node.op == "placeholder"][len(graphs.names) :]
+    names = {node.name for node in given}
+    saved = results_of(graphs.forward.graph)[graphs.returned :]
+    for node in (*saved, *backward.graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "is_view", False) and _root(node).name in names:
+            raise NotAlike(f"{node.name} is a view of an input, of which either may be saved")
+
+
+def _root(node: Node) -> Node:
+    """What `node` is a view of."""
+    while node.op == "call_function" and getattr(node.target, "is_view", False):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_view(output: torch.Tensor) -> bool:
+    """Whether AOTAutograd hides that an output is a view, by another view that autograd does not know."""
+    base: torch.Tensor | None = output._base
+    return bool(base is not None and output.requires_grad and base.requires_grad)
+
+
+def _is_made(result: Any) -> bool:
+    """Whether a graph makes the memory of a result."""
+    return isinstance(result, Node) and bool(_root(result).op == "call_function")
+
+
+def _is_tangent(node: Node) -> bool:
+    return bool(node.op == "placeholder" and node.name.startswith("tangents_"))
+
+
+def trained(
+    graphs: Graphs, views: Sequence[bool], forward: Run, backward: Callable[[], Run]
+) -> Callable[[list[torch.Tensor]], Any]:
+    """What runs both passes: called with all inputs of the forward pass, it gives back its outputs.
+
+    `views` says which of them are views. `backward` makes what runs the backward pass, when it is needed first.
+    """
+    assert graphs.backward is not None
+    results = results_of(graphs.forward.graph)
+    is_input = [result.op == "placeholder" for result in results[graphs.returned :]]
+    tangents = [node.meta["val"] for node in graphs.backward.graph.nodes if _is_tangent(node)]
+    compiled: list[Run] = []
+
+    class Compiled(torch.autograd.Function):  # type: ignore[misc]
+        boxed_grads_call = True  # gradients come in a list, so that they can go
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: torch.Tensor) -> Any:
+            with torch._C._DisableAutocast():
+                out = forward(list(inputs))
+            saved = zip(out[graphs.returned :], is_input, strict=True)
+            ctx.save_for_backward(*[x if given or not x._is_view() else x.detach() for x, given in saved])
+            returned = zip(out[: graphs.returned], views, strict=True)
+            return tuple([torch.ops.aten._unsafe_view(x, x.shape) if view else x for x, view in returned])
+
+        @staticmethod
+        def backward(ctx: Any, *boxed: Any) -> Any:
+            gradients = [_lying_as(gradient, like) for gradient, like in zip(boxed[0], tangents, strict=True)]
+            boxed[0].clear()
+            args = [*ctx.saved_tensors, *gradients]
+            del gradients
+            ctx.maybe_clear_saved_tensors()
+            if not compiled:
+                compiled.append(backward())
+            with torch._C._DisableAutocast():
+                return tuple(compiled[0](args))
+
+    return lambda inputs: Compiled.apply(*inputs)
+
+
+def _lying_as(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A gradient in the order of memory for which its pass was traced."""
+    if gradient.stride() == like.stride():
+        return gradient
+    return torch.empty_strided(like.shape, like.stride(), dtype=gradient.dtype, device=gradient.device).copy_(gradient)

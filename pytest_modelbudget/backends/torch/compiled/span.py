@@ -1,0 +1,66 @@
+"""Two like units of blocks, and those between them: their indices, module paths and parameters' names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_modelbudget.backends.torch.model.modules import ROOT
+
+
+class NotAlike(Exception):
+    """The two units do not do the same, or the rest of the model looks into them; the message says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where the two units lie: the `path` of their list, the index of the first block of each, `period` blocks each."""
+
+    path: str
+    near: int
+    far: int
+    period: int
+
+    @property
+    def between(self) -> int:
+        """How many units are left out."""
+        return (self.far - self.near) // self.period - 1
+
+    def index(self, path: str | None) -> int | None:
+        """The index of the block that a module at `path` is or lies in."""
+        if path is None or not path.startswith(f"{self.path}." if self.path else ""):
+            return None
+        index = path[len(self.path) + 1 if self.path else 0 :].partition(".")[0]
+        return int(index) if index.isdecimal() else None
+
+    def unit(self, index: int | None) -> int | None:
+        """0 for a block of the near unit, 1 for one of the far one, None for others."""
+        starts = enumerate((self.near, self.far))
+        return next((unit for unit, start in starts if index is not None and 0 <= index - start < self.period), None)
+
+    def is_around(self, path: str | None) -> bool:
+        """Whether a module at `path` holds the blocks; what it does between them goes with the one before."""
+        return path in (None, ROOT) or f"{self.path}.".startswith(f"{path}.")
+
+    def moved(self, path: str | None, turns: int) -> str | None:
+        """The path of what is at `path` in the near unit, so many units further; other paths as they are."""
+        index = self.index(path)
+        if path is None or index is None or self.unit(index) != 0:
+            return path
+        start = len(self.path) + 1 if self.path else 0
+        return f"{path[:start]}{index + turns * self.period}{path[start + len(str(index)) :]}"
+
+
+def families_of(shallow: Sequence[str], names: Sequence[str], span: Span) -> dict[str, tuple[str, ...]]:
+    """For each of the near unit's own parameters and buffers those of the following units, the far one's last."""
+    known, there = set(names), set(shallow)
+    families = {}
+    for name in shallow:
+        if span.unit(span.index(name)) == 0:
+            family = tuple(str(span.moved(name, turn)) for turn in range(1, span.between + 2))
+            owned = [moved in known for moved in family]
+            if any(owned):
+                if not all(owned) or family[-1] not in there:
+                    raise NotAlike(f"some blocks share {name}")
+                families[name] = family
+    return families
