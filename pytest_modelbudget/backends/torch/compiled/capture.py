@@ -63,6 +63,7 @@ class CompiledModel:
         self._compiled: Captured | None = None
         self._rebuild: Rebuild
         self._output_count = 0
+        self._regions: list[int] = []
         self._donated: Collection[str] = ()
         self._capturing = False
 
@@ -115,7 +116,7 @@ class CompiledModel:
                 survey = self._survey(lists_of_blocks(self._model), caller(self._names), weights, inputs, fake=fake)
             except Exception:  # whatever the model's code raises
                 continue
-            if not (repeats := survey.repeats()):
+            if self._regions or not (repeats := survey.repeats()):  # what is recomputed of a block goes by its depth
                 return None
             for runs in dict.fromkeys((repeats, tuple([run.without_last() for run in repeats]))):
                 try:
@@ -135,7 +136,11 @@ class CompiledModel:
         fake: bool,
     ) -> Survey:
         if not fake:
-            with no_modes(), patched(torch.compiler, "_is_compiling_flag", True), self._kernels.traced():
+            with ExitStack() as stack:
+                stack.enter_context(no_modes())
+                stack.enter_context(patched(torch.compiler, "_is_compiling_flag", True))
+                stack.enter_context(self._kernels.traced())
+                self._regions = stack.enter_context(recomputed_regions_tagged())
                 return Survey(containers, lambda: call(weights, inputs))
         with self._tracing() as mode:
             fakes, given = ([_fake(tensor, mode) for tensor in tensors] for tensors in (weights, inputs))
@@ -212,7 +217,7 @@ class CompiledModel:
             stack.enter_context(V.set_fake_mode(mode))
             stack.enter_context(_paths_noted(self._paths))
             stack.enter_context(self._kernels.traced())
-            stack.enter_context(recomputed_regions_tagged())
+            self._regions = stack.enter_context(recomputed_regions_tagged())
             stack.enter_context(_use_lazy_graph_module(True))  # nobody runs the code of the graphs
             stack.enter_context(mode)
             yield mode

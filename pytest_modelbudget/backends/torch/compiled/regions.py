@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,19 +25,20 @@ from pytest_modelbudget.errors import ModelBudgetError
 
 
 @contextmanager
-def recomputed_regions_tagged() -> Iterator[None]:
-    """Inside, what is traced of a checkpointed region is tagged, and nothing of it runs again.
+def recomputed_regions_tagged() -> Iterator[list[int]]:
+    """Inside, what is traced of a checkpointed region is tagged, and nothing of it runs again; gives their numbers.
 
     Raises:
         ModelBudgetError: on a call with a `context_fn` of another kind than that of selective checkpointing.
     """
-    numbers = count()
+    numbers: list[int] = []
 
     def tagged(
         function: Any, args: Any, kwargs: Any, *, context_fn: Callable[[], Any] = noop_context_fn, **options: Any
     ) -> Iterator[None]:
         tagging = _tagging(context_fn)
-        tagging.ac_graph_id = next(numbers)
+        tagging.ac_graph_id = len(numbers)
+        numbers.append(tagging.ac_graph_id)
         with torch.fx.traceback.preserve_node_meta(), tagging:
             yield
 
@@ -50,7 +50,7 @@ def recomputed_regions_tagged() -> Iterator[None]:
         (module, "_checkpoint_without_reentrant_generator_impl", tagged),
         (module, "CheckpointFunction", SimpleNamespace(apply=reentrant)),
     ]):  # fmt: skip
-        yield
+        yield numbers
 
 
 def _tagging(context_fn: Callable[[], Any]) -> Any:

@@ -92,9 +92,10 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         self._sections: dict[int, list[_Section]] = {}
         self._number = 0
         self._made: dict[int, tuple[torch.Tensor, int, int]] = {}  # by storage: its first tensor, section, and place
+        self._returned: object = None
         if containers:
             with self._watching_blocks(), self:
-                call()
+                self._returned = call()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -158,7 +159,11 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         return [(section.block, section.outline) for section in self._in_turn if section.block not in left_out]
 
     def repeats(self) -> tuple[Repeats, ...]:
-        """The like blocks."""
+        """The like blocks; none where the model returns what each of them made, such as a cache."""
+        returned = [leaf for leaf in tree_leaves(self._returned) if isinstance(leaf, torch.Tensor)]
+        makers = {self._made[key][1] for key in map(storage_key, returned) if key in self._made}
+        if len(makers) > LEAST_UNITS:
+            return ()
         return tuple([repeats for container in self.containers for repeats in self._repeats(container)])
 
     def _repeats(self, container: nn.Module) -> Iterator[Repeats]:

@@ -140,24 +140,9 @@ class Outputs:
         if any(node.target is torch.ops.aten.copy_.default for node in graphs.forward.graph.nodes):
             raise NotAlike("the model writes into what it is given")
         if graphs.backward is not None:
-            _check_ties(graphs, graphs.backward)
             tangents = [node for node in graphs.backward.graph.nodes if _is_tangent(node)]
             if len(tangents) != given:
                 raise NotAlike("some outputs have no gradients")
-
-
-def _check_ties(graphs: Graphs, backward: GraphModule) -> None:
-    """See that the partition had no choice between an input and a view of it, which the depth may turn.
-
-    Raises:
-        NotAlike: it had.
-    """
-    given = [node for node in graphs.forward.graph.nodes if node.op == "placeholder"][len(graphs.names) :]
-    names = {node.name for node in given}
-    saved = results_of(graphs.forward.graph)[graphs.returned :]
-    for node in (*saved, *backward.graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "is_view", False) and _root(node).name in names:
-            raise NotAlike(f"{node.name} is a view of an input, of which either may be saved")
 
 
 def _root(node: Node) -> Node:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch import compat
@@ -51,12 +52,22 @@ class Untrained(Block):
         return x + branch
 
 
+class Recomputed(Block):
+    """Keeps its argument alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = checkpoint(super().forward, x, use_reentrant=False)
+        return out
+
+
 class Stack(nn.Module):
     """Blocks between a table and a product; `ends` says what is done beside."""
 
-    def __init__(self, blocks: Sequence[nn.Module], ends: str = "") -> None:
+    def __init__(self, blocks: Sequence[nn.Module], ends: str = "", *, reads_floats: bool = False) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Embedding(64, WIDTH), nn.Linear(WIDTH, WIDTH))
+        self.first = (
+            nn.Linear(WIDTH, WIDTH) if reads_floats else nn.Sequential(nn.Embedding(64, WIDTH), nn.Linear(WIDTH, WIDTH))
+        )
         self.blocks, self.head = nn.ModuleList(blocks), nn.Linear(WIDTH, 8)
         self.ends = ends
 
@@ -129,7 +140,10 @@ STACKS = {
     "blocks that give tuples": (lambda: Stack([Carrying() for _ in range(6)], "carrying"), TOKENS),
     "blocks that share a weight": (lambda: sharing(0), TOKENS),
     "half frozen": (half_frozen, TOKENS),
-}
+    "an input that may be saved, or a view of it": (
+        lambda: Stack([Untrained(index=index) for index in range(10)], reads_floats=True), f"float32[2, 16, {WIDTH}]",
+    ),
+}  # fmt: skip
 SLOW = {
     "gpt2": (hugging_face("gpt2", vocab_size=64), TOKENS),
     "llama": (
@@ -150,6 +164,7 @@ WHOLE = {
     "all are returned": (lambda: Stack([Block() for _ in range(6)], "all"), TOKENS),
     "what follows knows the depth": (lambda: Stack([Block() for _ in range(6)], "depth"), TOKENS),
     "two share a weight": (lambda: sharing(2, 4), TOKENS),
+    "blocks are recomputed": (lambda: Stack([Recomputed() for _ in range(6)]), TOKENS),
 }
 
 
