@@ -171,13 +171,9 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
     "Mixture": (mixture, tiny_mixture, 4.0),
 }
 SLOWER: tuple[tuple[str, dict[str, Any], float], ...] = (
-    ("", {"compile": {"inductor": "blocks"}}, 3),  # the graphs of two blocks: the first has an input without gradient
+    ("GPT-2", {"compile": {"inductor": "blocks"}}, 2),  # graphs of two blocks: the first has an input without gradient
     ("GPT-2", {"compile": "inductor"}, 2),  # torch's own graphs of three blocks take most of it, however many there are
-    (
-        "Mixture",
-        {"ranks": 2, "schedule": "1f1b"},
-        2,
-    ),  # experts: each microbatch runs, it lets go of what the last one left
+    ("Mixture", {"ranks": 2, "schedule": "1f1b"}, 2),  # each microbatch runs: it lets go of what the last one left
 )
 """For a model, or all, what has so many times the bar, and why."""
 
