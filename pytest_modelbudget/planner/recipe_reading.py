@@ -41,11 +41,11 @@ def parse(section: Any, kind: RecipeType) -> AnyRecipe:
 
 
 def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
-    known = _keys_below((title, name))
-    for inner in value if known and isinstance(value, Mapping) else ():
-        hint = "" if inner in known else place_hint((title, name, inner)) or did_you_mean(inner, known)
+    known_keys = _keys_below((title, name))
+    for inner in value if known_keys and isinstance(value, Mapping) else ():
+        hint = "" if inner in known_keys else place_hint((title, name, inner)) or did_you_mean(inner, known_keys)
         if hint:
-            raise ModelBudgetError(f"{title}.{name}: unknown key {inner!r}{hint}; known are {', '.join(known)}")
+            raise ModelBudgetError(f"{title}.{name}: unknown key {inner!r}{hint}; known are {', '.join(known_keys)}")
     problem, parsed = key.read(value)
     if problem:
         raise ModelBudgetError(f"{title}.{name}: {problem}, not {value!r}")
@@ -58,18 +58,18 @@ def place_hint(path: tuple[Any, ...]) -> str:
     `path` leads to it from the section on; the name alone is that of a key beside sections.
     """
     *around, name = path
-    places = [place for place in _places() if place[-1] == name]
-    if not places:
+    key_paths = [key_path for key_path in _places() if key_path[-1] == name]
+    if not key_paths:
         return ""
-    place = min(places, key=lambda place: (place[:1] != tuple(around[:1]), len(place)))
-    if len(around) > 1 and place[:-1] == tuple(around[:1]):
+    key_path = min(key_paths, key=lambda key_path: (key_path[:1] != tuple(around[:1]), len(key_path)))
+    if len(around) > 1 and key_path[:-1] == tuple(around[:1]):
         return f", which is written beside {around[1]}"
-    return f", which is written as {_nested(place[1:] if place[:1] == tuple(around[:1]) else place)}"
+    return f", which is written as {_nested(key_path[1:] if key_path[:1] == tuple(around[:1]) else key_path)}"
 
 
 def _nested(path: Path) -> str:
-    first, *below = path
-    return f"{first}: {{{_nested(tuple(below))}}}" if below else f"{first}: ..."
+    outermost, *below = path
+    return f"{outermost}: {{{_nested(tuple(below))}}}" if below else f"{outermost}: ..."
 
 
 @cache
@@ -98,4 +98,4 @@ def _paths_below(path: Path, schema: Mapping[str, Any]) -> Iterator[Path]:
 @cache
 def _keys_below(path: Path) -> tuple[str, ...]:
     """The keys of a table, in order; empty where it takes any."""
-    return tuple(dict.fromkeys(place[-1] for place in _places() if place[:-1] == path))
+    return tuple(dict.fromkeys(key_path[-1] for key_path in _places() if key_path[:-1] == path))

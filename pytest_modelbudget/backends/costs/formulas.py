@@ -40,15 +40,15 @@ def einsum(subscripts: str, shapes: Sequence[Shape], path: Sequence[int] = ()) -
     while len(terms) > 1:
         pair = sorted((path[step], path[step + 1])) if path else [0, 1]
         step += 2
-        left, right = (terms[place] for place in pair)
-        rest = [term for place, term in enumerate(terms) if place not in pair]
-        needed = set(output).union(*rest)
+        left, right = (terms[index] for index in pair)
+        remaining = [term for index, term in enumerate(terms) if index not in pair]
+        needed = set(output).union(*remaining)
         kept_indices = {index for index in {*left, *right} if index in needed}
         summed = {index for index in left if index in right and index not in needed}
         if summed:
             total += 2 * prod(sizes[index] for index in kept_indices | summed)
         product = "".join(sorted(kept_indices))
-        terms = [*rest, product] if path else [product, *rest]
+        terms = [*remaining, product] if path else [product, *remaining]
     return total
 
 

@@ -93,9 +93,9 @@ class CompiledModel:
             )
         return self._rebuild(self._compiled(weights, inputs))
 
-    def share(self, other: CompiledModel) -> None:
+    def share(self, captured_model: CompiledModel) -> None:
         """Run what was captured of `other`, a model that does the same."""
-        self._compiled, self._rebuild = other._compiled, other._rebuild
+        self._compiled, self._rebuild = captured_model._compiled, captured_model._rebuild
 
     def _captured(
         self, call: Callable[..., Any], weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
@@ -143,8 +143,8 @@ class CompiledModel:
                 self._regions = stack.enter_context(recomputed_regions_tagged())
                 return Survey(containers, lambda: call(weights, inputs))
         with self._tracing() as mode:
-            fakes, given = ([_fake(tensor, mode) for tensor in tensors] for tensors in (weights, inputs))
-            return Survey(containers, lambda: call(fakes, given))
+            fakes, fake_inputs = ([_fake(tensor, mode) for tensor in tensors] for tensors in (weights, inputs))
+            return Survey(containers, lambda: call(fakes, fake_inputs))
 
     def _shallow_graphs(
         self,
@@ -158,15 +158,17 @@ class CompiledModel:
     ) -> tuple[Graphs, Outputs]:
         outputs = Outputs()
         with blocks_left_out(self._model, repeats) as shallow:
-            there = [weights[place] for place in shallow.places]
-            shallow_survey = self._survey(survey.containers, caller(shallow.names), there, inputs, fake=fake)
+            shallow_weights = [weights[position] for position in shallow.places]
+            shallow_survey = self._survey(survey.containers, caller(shallow.names), shallow_weights, inputs, fake=fake)
             if shallow_survey.outline() != survey.outline(shallow.left_out):
                 raise NotAlike("the rest of the model does something else without some of its blocks")
             with self._tracing() as mode:
-                compiled = self._compiling(caller(shallow.names, outputs.noted), len(there), ends=True)
-                fakes, given = ([_fake(tensor, mode) for tensor in tensors] for tensors in (there, inputs))
-                graphs = traced(lambda: compiled(fakes, given))
-        graphs = replace(graphs, names=tuple([self._names[place] for place in shallow.places]))
+                compiled = self._compiling(caller(shallow.names, outputs.noted), len(shallow_weights), ends=True)
+                fakes, fake_inputs = (
+                    [_fake(tensor, mode) for tensor in tensors] for tensors in (shallow_weights, inputs)
+                )
+                graphs = traced(lambda: compiled(fakes, fake_inputs))
+        graphs = replace(graphs, names=tuple([self._names[position] for position in shallow.places]))
         with no_modes():
             outputs.check(graphs)
             return stretched(graphs, self._model, repeats), outputs

@@ -27,8 +27,8 @@ def taken_apart(output: Any, depth: int = 0) -> tuple[list[torch.Tensor], Rebuil
     parts = [_leaf_taken_apart(leaf, depth) for leaf in leaves]
     counts = [len(tensors) for tensors, _ in parts]
 
-    def rebuild(others: Sequence[torch.Tensor]) -> Any:
-        remaining = iter(others)
+    def rebuild(substitutes: Sequence[torch.Tensor]) -> Any:
+        remaining = iter(substitutes)
         rebuilt = [put([next(remaining) for _ in range(count)]) for count, (_, put) in zip(counts, parts, strict=True)]
         return tree_unflatten(rebuilt, spec)
 
@@ -37,15 +37,15 @@ def taken_apart(output: Any, depth: int = 0) -> tuple[list[torch.Tensor], Rebuil
 
 def _leaf_taken_apart(leaf: Any, depth: int) -> tuple[list[torch.Tensor], Rebuild]:
     if isinstance(leaf, torch.Tensor):
-        return [leaf], lambda others: others[0]
+        return [leaf], lambda substitutes: substitutes[0]
     attributes = getattr(leaf, "__dict__", None)
     if depth > DEEPEST or not isinstance(attributes, dict) or isinstance(leaf, type | nn.Module):
-        return [], lambda others: leaf
+        return [], lambda substitutes: leaf
     tensors, rebuild = taken_apart(attributes, depth + 1)
 
-    def put(others: Sequence[torch.Tensor]) -> Any:
+    def put(substitutes: Sequence[torch.Tensor]) -> Any:
         rebuilt = copy(leaf)
-        vars(rebuilt).update(rebuild(others))
+        vars(rebuilt).update(rebuild(substitutes))
         return rebuilt
 
-    return tensors, put if tensors else lambda others: leaf
+    return tensors, put if tensors else lambda substitutes: leaf

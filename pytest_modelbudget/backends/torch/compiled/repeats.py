@@ -105,13 +105,13 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         operands = tuple(map(self._operand, leaves))
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        place = len(self._section.signatures)
+        position = len(self._section.signatures)
         layouts, has_graph = tuple(map(_layout, results)), torch.is_grad_enabled()
         self._section.signatures.append((func, spec, operands, layouts, has_graph))
         plain = tuple([operand for operand, leaf in zip(operands, leaves, strict=True) if not _is_tensor(leaf)])
         self._section.outline.append((func, plain, layouts))
         for index, result in enumerate(results):
-            self._made.setdefault(storage_key(result), (result, self._number, (place << 8) + index))
+            self._made.setdefault(storage_key(result), (result, self._number, (position << 8) + index))
         return out
 
     def _operand(self, leaf: Any) -> Hashable:
@@ -120,8 +120,8 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         key = storage_key(leaf)
         if (weight := self._section.weights.get(key)) is not None:
             return "weight", weight, *_layout(leaf)
-        if (made := self._made.get(key)) is not None and self._number - made[1] < 2:
-            return "made", self._number - made[1], made[2], *_layout(leaf)
+        if (origin := self._made.get(key)) is not None and self._number - origin[1] < 2:
+            return "made", self._number - origin[1], origin[2], *_layout(leaf)
         return "there", key, *_layout(leaf)
 
     @contextmanager
@@ -137,15 +137,15 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         self._depth += 1
         if self._depth > 1:
             return
-        given = [*block.parameters(), *block.buffers()]
+        tensors = [*block.parameters(), *block.buffers()]
         self._number += 1
-        weights = {storage_key(weight): place for place, weight in enumerate(given)}
+        weights = {storage_key(weight): position for position, weight in enumerate(tensors)}
         self._section = _Section(id(block), self._number, weights)
         self._in_turn.append(self._section)
         self._sections.setdefault(id(block), []).append(self._section)
         leaves, spec = tree_flatten((args, kwargs))
         arguments = tuple([(self._operand(leaf), _needs_gradient(leaf)) for leaf in leaves])
-        layouts = tuple([(weight.requires_grad, *_layout(weight)) for weight in given])
+        layouts = tuple([(weight.requires_grad, *_layout(weight)) for weight in tensors])
         modules = tuple([(type(module), module.training) for module in block.modules()])
         self._section.signatures.append((modules, spec, arguments, layouts))
 
@@ -171,27 +171,30 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         numbers: dict[Hashable, int] = {}
         signatures: list[int] = []
         sections = [self._sections.get(id(block), []) for block in container.children()]
-        for place, (section, *more) in enumerate(sections[:-1] if all(sections) else ()):
-            in_turn = not more and section.number == sections[0][0].number + place
-            key: Hashable = tuple(section.signatures) if in_turn else ("alone", place)
+        for position, (section, *more_calls) in enumerate(sections[:-1] if all(sections) else ()):
+            in_turn = not more_calls and section.number == sections[0][0].number + position
+            key: Hashable = tuple(section.signatures) if in_turn else ("alone", position)
             signatures.append(numbers.setdefault(key, len(numbers)))
-        first = 0
-        while first < len(signatures):
-            period, units = _most_units(signatures, first)
-            end, start = first + period * units, max(first, period)  # what all share is made in the first blocks
+        start_of_run = 0
+        while start_of_run < len(signatures):
+            period, units = _most_units(signatures, start_of_run)
+            end, start = (
+                start_of_run + period * units,
+                max(start_of_run, period),
+            )  # what all share is made in the first blocks
             if (units := (end - start) // period) >= LEAST_UNITS - 1:
                 is_last = end == len(signatures) and _ends_alike(sections[-1], sections[-1 - period])
                 yield Repeats(container, start, period, units + is_last, is_last)
-                first = end
+                start_of_run = end
             else:
-                first += 1
+                start_of_run += 1
 
 
-def _ends_alike(last: Sequence[_Section], before: Sequence[_Section]) -> bool:
+def _ends_alike(last_calls: Sequence[_Section], earlier_calls: Sequence[_Section]) -> bool:
     """Whether the last block does the same as one before it, and something follows that is not mixed with it."""
-    section, inside = last[0], last[0].inside
-    is_alike = section.signatures[:inside] == before[0].signatures[:inside]
-    return len(last) == 1 and inside < len(section.signatures) and is_alike
+    section, inside = last_calls[0], last_calls[0].inside
+    is_alike = section.signatures[:inside] == earlier_calls[0].signatures[:inside]
+    return len(last_calls) == 1 and inside < len(section.signatures) and is_alike
 
 
 def _most_units(signatures: Sequence[int], first: int) -> tuple[int, int]:

@@ -68,18 +68,20 @@ class ShallowModel:
 @contextmanager
 def blocks_left_out(model: nn.Module, repeats: Sequence[Repeats]) -> Iterator[ShallowModel]:
     """Inside, `model` has only the first unit and what follows the last one of each run of like blocks."""
-    place = {id(weight): place for place, weight in enumerate((*model.parameters(), *model.buffers()))}
+    position = {id(weight): position for position, weight in enumerate((*model.parameters(), *model.buffers()))}
     left_out: set[int] = set()
     with ExitStack() as stack:
         for container in {id(run.container): run.container for run in repeats}.values():
-            gone = {index for run in repeats if run.container is container for index in run.left_out}
+            left_out_indices = {index for run in repeats if run.container is container for index in run.left_out}
             blocks = list(container.children())
-            kept = [block for index, block in enumerate(blocks) if index not in gone]
-            left_out.update(id(blocks[index]) for index in gone)
-            stack.enter_context(patched(container, "_modules", {str(index): block for index, block in enumerate(kept)}))
+            remaining = [block for index, block in enumerate(blocks) if index not in left_out_indices]
+            left_out.update(id(blocks[index]) for index in left_out_indices)
+            stack.enter_context(
+                patched(container, "_modules", {str(index): block for index, block in enumerate(remaining)})
+            )
         named = [*model.named_parameters(), *model.named_buffers()]
-        names, places = tuple([name for name, _ in named]), tuple([place[id(weight)] for _, weight in named])
-        yield ShallowModel(names, places, frozenset(left_out))
+        names, positions = tuple([name for name, _ in named]), tuple([position[id(weight)] for _, weight in named])
+        yield ShallowModel(names, positions, frozenset(left_out))
 
 
 def stretched(graphs: Graphs, model: nn.Module, repeats: Sequence[Repeats]) -> Graphs:
@@ -188,7 +190,7 @@ def trained(
             with torch._C._DisableAutocast():
                 out = forward(list(inputs))
             saved = zip(out[graphs.returned :], is_input, strict=True)
-            ctx.save_for_backward(*[x if given or not x._is_view() else x.detach() for x, given in saved])
+            ctx.save_for_backward(*[x if is_given or not x._is_view() else x.detach() for x, is_given in saved])
             returned = zip(out[: graphs.returned], views, strict=True)
             return tuple([torch.ops.aten._unsafe_view(x, x.shape) if view else x for x, view in returned])
 

@@ -53,14 +53,14 @@ class Span:
 
 def families_of(shallow: Sequence[str], names: Sequence[str], span: Span) -> dict[str, tuple[str, ...]]:
     """For each of the near unit's own parameters and buffers those of the following units, the far one's last."""
-    known, there = set(names), set(shallow)
+    all_names, shallow_names = set(names), set(shallow)
     families = {}
     for name in shallow:
         if span.unit(span.index(name)) == 0:
             family = tuple(str(span.moved(name, turn)) for turn in range(1, span.between + 2))
-            owned = [moved in known for moved in family]
+            owned = [moved in all_names for moved in family]
             if any(owned):
-                if not all(owned) or family[-1] not in there:
+                if not all(owned) or family[-1] not in shallow_names:
                     raise NotAlike(f"some blocks share {name}")
                 families[name] = family
     return families

@@ -46,12 +46,12 @@ def stretch(graphs: Graphs, names: Sequence[str], name_span: Span, span: Span) -
         NotAlike: the graphs are not to be used any more.
     """
     families = families_of(graphs.names, names, name_span)
-    there = {*graphs.names, *(moved for family in families.values() for moved in family)}
-    new_names = tuple(name for name in names if name in there)
+    shallow_or_moved = {*graphs.names, *(moved for family in families.values() for moved in family)}
+    new_names = tuple(name for name in names if name in shallow_or_moved)
     forward = _Stretch(graphs.forward.graph, span)
-    given = dict(zip(graphs.names, forward.placeholders, strict=False))
+    inputs = dict(zip(graphs.names, forward.placeholders, strict=False))
     for near, family in families.items():
-        forward.match(given[near], given[family[-1]])
+        forward.match(inputs[near], inputs[family[-1]])
     forward.compare()
     results = results_of(graphs.forward.graph)
     returned, saved = results[: graphs.returned], results[graphs.returned :]
@@ -62,7 +62,7 @@ def stretch(graphs: Graphs, names: Sequence[str], name_span: Span, span: Span) -
         backward = _Stretch(graphs.backward.graph, span)
         saved_there = _match_saved(forward, backward, saved)
         backward.compare()
-    forward.add_weights(given, families, new_names)
+    forward.add_weights(inputs, families, new_names)
     forward.add_copies()
     forward.add_seeds()
     forward.finish([*returned, *forward.with_copies(saved)])
@@ -80,15 +80,15 @@ def _match_saved(forward: _Stretch, backward: _Stretch, saved: Sequence[Node]) -
     inputs = backward.placeholders[: len(saved)]
     if [node.name for node in inputs] != [node.name for node in saved]:
         raise NotAlike("saved tensors are given in another order")
-    there = dict(zip(saved, inputs, strict=True))
-    for node, given in there.items():
+    input_of = dict(zip(saved, inputs, strict=True))
+    for node, saved_input in input_of.items():
         if (far := forward.far_of.get(node)) is not None:
-            if far not in there:
+            if far not in input_of:
                 raise NotAlike(f"{node.name} is saved, {far.name} is not")
-            backward.match(given, there[far])
-        elif (near := forward.near_of.get(node)) is not None and near not in there:
+            backward.match(saved_input, input_of[far])
+        elif (near := forward.near_of.get(node)) is not None and near not in input_of:
             raise NotAlike(f"{node.name} is saved, {near.name} is not")
-    return there
+    return input_of
 
 
 class _Stretch:
@@ -123,8 +123,8 @@ class _Stretch:
                 self._compare(near, far)
         for near_nodes, far_nodes, near_first in self._segments:
             for near, far in zip(near_nodes, far_nodes, strict=True):
-                for operand, other in zip(self._operands[near], self._operands[far], strict=True):
-                    self._relation(operand, other)
+                for operand, far_operand in zip(self._operands[near], self._operands[far], strict=True):
+                    self._relation(operand, far_operand)
                 self._check_users(near, allowed=not near_first, is_near=True)
                 self._check_users(far, allowed=near_first, is_near=False)
         for near, far in self.far_of.items():
@@ -137,9 +137,9 @@ class _Stretch:
 
         Among those of the last block of a model may be others, which all blocks share.
         """
-        place = {node: number for number, node in enumerate(self.graph.nodes)}
-        near_segments, others = self._near_segments()
-        following = iter(others)
+        position = {node: number for number, node in enumerate(self.graph.nodes)}
+        near_segments, remaining = self._near_segments()
+        following = iter(remaining)
         for near_nodes in near_segments:
             far_nodes: list[Node] = []
             for near in near_nodes:
@@ -147,14 +147,14 @@ class _Stretch:
                 if far is None:
                     raise NotAlike(f"nothing is like {near.name}")
                 far_nodes.append(far)
-            yield near_nodes, far_nodes, place[near_nodes[0]] < place[far_nodes[0]]
+            yield near_nodes, far_nodes, position[near_nodes[0]] < position[far_nodes[0]]
         if any(self.span.unit(self.span.index(_path(node))) == 1 for node in following):
             raise NotAlike("the far unit does more")
 
     def _near_segments(self) -> tuple[list[list[Node]], list[Node]]:
         """What the near unit runs, and what is of no block but those of the far one."""
         segments: list[list[Node]] = []
-        others: list[Node] = []
+        remaining: list[Node] = []
         block = None
         for node in self.graph.nodes:
             if node.op in ("placeholder", "output"):
@@ -169,8 +169,8 @@ class _Stretch:
             if self.span.unit(block) == 0:
                 segments[-1].append(node)
             elif index is None or self.span.unit(index) == 1:
-                others.append(node)
-        return segments, others
+                remaining.append(node)
+        return segments, remaining
 
     def _matches(self, near: Node, node: Node) -> bool:
         """Whether `node` is the next of the far unit; others on the way are of no block."""
@@ -196,7 +196,7 @@ class _Stretch:
 
     def _relation(self, near: Node, far: Node) -> Callable[[int], Node]:
         """What a unit so many turns from the near one reads, where the near and the far one read these."""
-        last = self.span.between + 1
+        last_turn = self.span.between + 1
         if near is far:
             return lambda turn: near
         if self.far_of.get(near) is far:
@@ -204,7 +204,7 @@ class _Stretch:
         if far in self.far_of and near not in self.near_of and _layout(near) == _layout(far):
             return lambda turn: self._of_unit(far, turn - 1) if turn else near
         if near in self.near_of and far not in self.far_of and _layout(near) == _layout(far):
-            return lambda turn: self._of_unit(self.near_of[near], turn + 1) if turn < last else far
+            return lambda turn: self._of_unit(self.near_of[near], turn + 1) if turn < last_turn else far
         raise NotAlike(f"{near.name} and {far.name} are read in the same place")
 
     def _of_unit(self, near: Node, turn: int) -> Node:
@@ -228,26 +228,26 @@ class _Stretch:
                 raise NotAlike(f"{user.name} reads {node.name}")
 
     def add_weights(
-        self, given: Mapping[str, Node], families: Mapping[str, tuple[str, ...]], names: Sequence[str]
+        self, inputs: Mapping[str, Node], families: Mapping[str, tuple[str, ...]], names: Sequence[str]
     ) -> None:
         """Add inputs for parameters and buffers, so that these are in the order of `names`."""
         near = {moved: (name, turn) for name, family in families.items() for turn, moved in enumerate(family[:-1], 1)}
-        anchor = next(node for node in self.graph.nodes if node not in set(given.values()))
+        anchor = next(node for node in self.graph.nodes if node not in set(inputs.values()))
         for name in reversed(names):
-            if name in given:
-                anchor = given[name]
+            if name in inputs:
+                anchor = inputs[name]
             else:
                 source, turn = near[name]
-                anchor = self._placeholder(given[source], turn, anchor, f"{given[source].name}copy{turn}")
+                anchor = self._placeholder(inputs[source], turn, anchor, f"{inputs[source].name}copy{turn}")
 
-    def add_saved(self, forward: _Stretch, there: Mapping[Node, Node]) -> None:
+    def add_saved(self, forward: _Stretch, input_of: Mapping[Node, Node]) -> None:
         """Add inputs for what a stretched forward pass saves, each after that of the near unit."""
-        for node, given in there.items():
-            given.meta["val"] = node.meta["val"]  # of seeds there are more
-            if given in self.far_of:
-                anchor = given.next
+        for node, saved_input in input_of.items():
+            saved_input.meta["val"] = node.meta["val"]  # of seeds there are more
+            if saved_input in self.far_of:
+                anchor = saved_input.next
                 for turn in range(1, self.span.between + 1):
-                    self._placeholder(given, turn, anchor, forward._copies[node][turn - 1].name)
+                    self._placeholder(saved_input, turn, anchor, forward._copies[node][turn - 1].name)
 
     def _placeholder(self, near: Node, turn: int, anchor: Node, name: str) -> Node:
         with self.graph.inserting_before(anchor):
@@ -267,8 +267,8 @@ class _Stretch:
         for near_nodes, far_nodes, near_first in self._segments:
             relations = {
                 near: [
-                    self._relation(operand, other)
-                    for operand, other in zip(self._operands[near], self._operands[far], strict=True)
+                    self._relation(operand, far_operand)
+                    for operand, far_operand in zip(self._operands[near], self._operands[far], strict=True)
                 ]
                 for near, far in zip(near_nodes, far_nodes, strict=True)
             }
@@ -296,9 +296,9 @@ class _Stretch:
         lookups = [node for node in self._copies if _looks_up_seed(node)]
         for seeds in {node.all_input_nodes[0] for node in lookups}:
             of_it = [node for node in lookups if node.all_input_nodes[0] is seeds]
-            count, *others = seeds.args
+            count, *other_args = seeds.args
             count += len(of_it) * self.span.between
-            seeds.args = (count, *others)
+            seeds.args = (count, *other_args)
             seeds.meta = {**seeds.meta, "val": torch.empty(count, dtype=seeds.meta["val"].dtype, device="meta")}
 
     def with_copies(self, nodes: Iterable[Node]) -> Iterator[Node]:
@@ -308,12 +308,12 @@ class _Stretch:
             yield from self._copies.get(node, ())
 
     def gradients(
-        self, given: Mapping[str, Node | None], families: Mapping[str, tuple[str, ...]]
+        self, shallow_gradients: Mapping[str, Node | None], families: Mapping[str, tuple[str, ...]]
     ) -> dict[str, Node | None]:
         """Gradients by the names of parameters and buffers, with those of the units between."""
-        everything = dict(given)
+        everything = dict(shallow_gradients)
         for name, family in families.items():
-            near, far = given[name], given[family[-1]]
+            near, far = shallow_gradients[name], shallow_gradients[family[-1]]
             if near is None or far is None:
                 if near is not far:
                     raise NotAlike(f"one of {name} and {family[-1]} is trained")
@@ -321,9 +321,11 @@ class _Stretch:
                 continue
             relation = self._relation(near, far)
             everything.update({moved: relation(turn) for turn, moved in enumerate((name, *family))})
-        own = {*families, *(family[-1] for family in families.values())}
-        others = [node for name, node in given.items() if name not in own and node is not None]
-        for node in others:
+        matched_names = {*families, *(family[-1] for family in families.values())}
+        other_gradients = [
+            node for name, node in shallow_gradients.items() if name not in matched_names and node is not None
+        ]
+        for node in other_gradients:
             if node in self.near_of or (node in self.far_of and node.op == "placeholder"):
                 raise NotAlike(f"{node.name} of a block is the gradient of something else")
         return everything

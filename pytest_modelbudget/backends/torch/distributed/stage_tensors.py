@@ -112,13 +112,13 @@ class Handover(CallsSeen):
         Raises:
             ModelBudgetError: the code did otherwise than in the pass in which these tensors were found.
         """
-        wanted = sorted(set(self._hands_on.values()))
-        if not self._result.keys() >= set(wanted):
+        indices = sorted(set(self._hands_on.values()))
+        if not self._result.keys() >= set(indices):
             raise ModelBudgetError(
                 "training.pipeline: the model's code does not do the same in each pass, so what its stages hand on "
                 "cannot be followed: choose other blocks with split"
             )
-        return tuple(self._result[index] for index in wanted)
+        return tuple(self._result[index] for index in indices)
 
     def replaced(self, values: Any) -> Any:
         """`values` with what was received in it."""
