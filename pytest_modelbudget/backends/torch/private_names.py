@@ -125,6 +125,9 @@ PRIVATE: tuple[Private, ...] = (
     ),
     Private("torch._ops.OpOverload", "_opname", "compiled", "which operators are fused goes by their names"),
     # Tensors and modules.
+    Private(
+        "torch.nn.MultiheadAttention", "_qkv_same_embed_dim", "kernels", "whether torch's own kernel runs it",
+    ),
     Private("torch.Tensor", "_make_subclass", "compat", "parameters stay of their class without memory"),
     Private("torch.Tensor", "_version", "replay", "a block that wrote to its arguments is not replayed"),
     Private("torch.Tensor", "_base", "compiled costs replay training", "a view keeps alive what it is a view of"),
@@ -136,7 +139,7 @@ PRIVATE: tuple[Private, ...] = (
     Private("torch._C", "TensorBase StorageBase", "model", "what tensors say of their device before it is patched"),
     Private(
         "torch.nn.Module", "_modules _parameters _buffers _forward_hooks _forward_pre_hooks",
-        "compiled distributed model replay trace training",
+        "compiled distributed model replay serving trace training",
         "what a module holds itself, None and ties included, at no cost",
     ),
     Private(
@@ -323,7 +326,8 @@ PRIVATE: tuple[Private, ...] = (
         "the same", _NO_PLAN,
     ),
     Private(
-        "torch.distributed.fsdp._init_utils", "_need_to_materialize_module", "distributed", "the same", _NO_PLAN,
+        "torch.distributed.fsdp._init_utils", "_need_to_materialize_module _get_compute_device", "distributed",
+        "the same", _NO_PLAN,
     ),
     Private(
         "torch.distributed.fsdp._flat_param", "_no_dispatch_record_stream", "distributed", "the same", _SKIPPED,

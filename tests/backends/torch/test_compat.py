@@ -22,8 +22,9 @@ PARTS_OF_NAMES = frozenset(
 """With which names begin or end."""
 
 OF_OTHERS = frozenset(
-    ("_asdict", "_filters_mutated", "_filters_mutated_lock_held", "_resolve_parallel_plans", "_tp_plan", "_value")
-)
+    ("_asdict", "_attn_implementation_internal", "_filters_mutated", "_filters_mutated_lock_held",
+     "_keep_in_fp32_modules", "_local_mapping", "_resolve_parallel_plans", "_tp_plan", "_value")
+)  # fmt: skip
 """Of Python, transformers and Keras."""
 
 LISTED = tuple(name for private in PRIVATE for name in private.dotted)

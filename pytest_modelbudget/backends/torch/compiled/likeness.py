@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.compat import no_modes, tree_flatten
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
 
 
@@ -22,7 +22,7 @@ def what_it_does(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     It is the module itself where that cannot be told: where it asks for values, say.
     """
     weights = [*module.parameters(), *module.buffers()]
-    leaves, spec = torch.utils._pytree.tree_flatten((args, dict(kwargs)))
+    leaves, spec = tree_flatten((args, dict(kwargs)))
     log = _OperatorLog()
     there = tuple(map(log.operand, (*weights, *leaves)))
     needs_gradient = tuple(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in (*weights, *leaves))
@@ -51,7 +51,7 @@ class _OperatorLog(TorchDispatchMode):  # type: ignore[misc]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs, out))
+        leaves, spec = tree_flatten((args, kwargs, out))
         self.operators.append((func, spec, tuple(map(self.operand, leaves))))
         return out
 

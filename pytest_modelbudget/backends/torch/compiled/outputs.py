@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pytest_modelbudget.backends.torch.compat import tree_flatten, tree_unflatten
 
 Rebuild = Callable[[Sequence[torch.Tensor]], Any]
 """Puts other tensors where those of an output were."""

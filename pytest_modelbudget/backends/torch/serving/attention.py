@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import nn
 
-_IMPLEMENTATION, _FUSED = "_attn_implementation", "sdpa"
+from pytest_modelbudget.backends.patching import all_patched
+
+_IMPLEMENTATION, _FUSED = "_attn_implementation_internal", "sdpa"
+"""Where a config keeps how attention is computed (its property sets that of its parts, too), and torch's kernel."""
 
 
 @contextmanager
@@ -24,14 +27,8 @@ def fused_attention(model: nn.Module) -> Iterator[bool]:
     if _FUSED not in functions or not configs:
         yield False
         return
-    with _without_caps(functions):
-        for config in configs.values():
-            setattr(config, _IMPLEMENTATION, _FUSED)
-        try:
-            yield True
-        finally:
-            for config in configs.values():
-                setattr(config, _IMPLEMENTATION, "eager")
+    with _without_caps(functions), all_patched((config, _IMPLEMENTATION, _FUSED) for config in configs.values()):
+        yield True
 
 
 def _is_eager(config: Any) -> bool:

@@ -31,7 +31,7 @@ def repeat_heads(model: nn.Module, ranks: int) -> int | None:
         if heads is None or heads.keys >= ranks or ranks % heads.keys or heads.queries % ranks:
             continue
         for name in ("k_proj", "v_proj"):
-            setattr(attention, name, _wider(getattr(attention, name), ranks // heads.keys))
+            attention.register_module(name, _wider(getattr(attention, name), ranks // heads.keys))
         attention.num_key_value_groups = heads.queries // ranks
         repeated = heads.keys
     return repeated
