@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
 from hypothesis import strategies as st
 
 from pytest_modelbudget.inputs import Example, Inputs, parse
@@ -43,10 +44,16 @@ trees = st.recursive(
 
 @fuzzed(texts | tensors)
 def test_a_text_is_one_tensor_a_reference_or_an_error(text: str) -> None:
-    """What is read says itself in a text that is read as the same; an error names the tensor and what to write."""
+    """What is read says itself in a text that is read as the same; an error names the tensor and what to write.
+
+    A mapping or a list in one text is what YAML makes of it.
+    """
     read, mistake = attempted(parse, text)
     if mistake:
         assert mistake.startswith("inputs: ")
+        return
+    if text.lstrip().startswith("{") or (text.lstrip().startswith("[") and ('"' in text or "'" in text)):
+        assert read == parse(yaml.safe_load(text))
         return
     if isinstance(read, Example):
         assert read.call == text.strip()
