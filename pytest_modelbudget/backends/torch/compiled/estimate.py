@@ -53,14 +53,20 @@ def error_of(recipe: Recipe, model: nn.Module) -> Error:
     """By how much the plan of a compiled run may be off, each way."""
     is_half = recipe.precision != "fp32" and recipe.kernels != "cuda"
     convolves = any(isinstance(module, _CONVOLUTIONS) for module in all_modules(model))
-    by_block, recomputes = recipe.compile == BLOCKS_COMPILED, getattr(recipe, "checkpointing", "none") != "none"
-    if by_block:
+    recomputes = isinstance(recipe, Training) and (recipe.checkpointing != "none" or _recomputes_itself(model))
+    if recipe.compile == BLOCKS_COMPILED:
         return _BLOCKS_RECOMPUTED if recomputes or convolves else _BLOCKS
     if recomputes:
         return _RECOMPUTED
     if is_half and convolves:
         return _HALF_CONVOLUTIONS
     return _PLAIN
+
+
+def _recomputes_itself(model: nn.Module) -> bool:
+    """Whether a switch of transformers, diffusers (the first) or timm is on, by which a model recomputes its blocks."""
+    switches = ("gradient_checkpointing", "grad_checkpointing")
+    return any(getattr(module, switch, False) is True for module in all_modules(model) for switch in switches)
 
 
 def note_of(error: Error, graphs: str = "the graph is torch's own, in one piece (fullgraph=True)") -> str:

@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
+from pytest_modelbudget.backends.torch.compiled.estimate import WORST, WORST_RECOMPUTED, error_of
 from pytest_modelbudget.backends.torch.compiled.fusion import results_of
+from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planner.recipe import BLOCKS_COMPILED
 from tests.backends.torch import real_compiled_ranks, real_ranks
 from tests.backends.torch.rank_steps import WHOLE, on_real_ranks, sharded
@@ -49,6 +51,14 @@ def test_a_model_without_blocks_has_none_to_compile() -> None:
     refused = plan(nn.Linear(4, 4), "float32[2, 4]", training={"compile": BLOCKS_COMPILED})
     assert "no repeated blocks" in refused.notes[0]
     assert "write compile: inductor" in refused.notes[0]
+
+
+def test_a_model_that_recomputes_by_itself_has_the_error_of_recomputed_blocks() -> None:
+    """The switch of transformers is as good as the key of a recipe; in inference nothing is recomputed."""
+    model = nn.Sequential(block())
+    model[0].gradient_checkpointing = True
+    assert error_of(Training(compile="inductor"), model).worst == WORST_RECOMPUTED
+    assert error_of(Inference(compile="inductor"), model).worst == WORST
 
 
 class Remembering(nn.Module):
