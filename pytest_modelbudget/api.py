@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_modelbudget import backends
 from pytest_modelbudget.backends.coexistence import coexisting
-from pytest_modelbudget.engine.planning import own_sizes, plans_of
+from pytest_modelbudget.engine.counted import own_sizes
+from pytest_modelbudget.engine.planning import plans_of
 from pytest_modelbudget.engine.run import from_live, live_entry, summarize_live
 from pytest_modelbudget.engine.tracebacks import one_line
 from pytest_modelbudget.entry import ModelEntry, RunMode, names_file

@@ -11,8 +11,8 @@ from typing import Any
 from pytest_modelbudget import budget
 from pytest_modelbudget.cli.project import print_lines
 from pytest_modelbudget.cli.targets import Targets
-from pytest_modelbudget.engine import planning
-from pytest_modelbudget.engine.planning import kind_of
+from pytest_modelbudget.engine.counted import kind_of, own_sizes
+from pytest_modelbudget.engine.planning import plans_only
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.loading import InvalidText, read_yaml
@@ -33,7 +33,7 @@ def run(options: Namespace) -> int:
     def alter(entry: ModelEntry) -> ModelEntry:
         return _with_limits(_with_recipes(entry, recipes), options.device, options.growth)
 
-    summary = Targets(options, finish=planning.plans_only, alter=alter).summary(options.model)
+    summary = Targets(options, finish=plans_only, alter=alter).summary(options.model)
     if not summary.plans:
         raise ModelBudgetError(f"{options.model}: nothing is recorded there of planned runs")
     if options.json:
@@ -59,7 +59,7 @@ def _with_recipes(entry: ModelEntry, recipes: Mapping[str, written.RecipeSection
     elif not entry.recipes:
         sections["training"] = True
     entry = replace(entry, **sections)
-    return replace(entry, dims={**planning.own_sizes(entry), **entry.dims})
+    return replace(entry, dims={**own_sizes(entry), **entry.dims})
 
 
 def _with_limits(entry: ModelEntry, devices: list[str], dims: list[str]) -> ModelEntry:

@@ -19,8 +19,8 @@ from pytest_modelbudget.cli.capture import captured_output
 from pytest_modelbudget.cli.progress import progress
 from pytest_modelbudget.cli.project import Project, find_project
 from pytest_modelbudget.config import MANIFEST_NAMES
+from pytest_modelbudget.engine.counted import CountedModel
 from pytest_modelbudget.engine.naming import import_named
-from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.run import from_live, run, summarize_entry, summary_with_plans
 from pytest_modelbudget.entry import MODEL_SUFFIXES, ModelEntry, RunMode, names_file
 from pytest_modelbudget.errors import ModelBudgetError, did_you_mean

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from pytest_modelbudget import backends, inputs
 from pytest_modelbudget.backends import model_files
 from pytest_modelbudget.backends.patching import gc_paused
+from pytest_modelbudget.engine.counted import CountedModel
 from pytest_modelbudget.engine.late_imports import FrameworkImported, stopped_at_frameworks
 from pytest_modelbudget.engine.naming import CURES, import_callable, import_framework, import_named
-from pytest_modelbudget.engine.planning import CountedModel
 from pytest_modelbudget.engine.tracebacks import safe_text
 from pytest_modelbudget.entry import ModelEntry, arguments, names_file
 from pytest_modelbudget.errors import ModelBudgetError, NotOfFramework, TooLarge, ValuesUnknown

@@ -15,8 +15,9 @@ from pytest_modelbudget.base import Base
 from pytest_modelbudget.budget import Baseline, Budget
 from pytest_modelbudget.diff.exports import export_of, sizes_of_export
 from pytest_modelbudget.engine.building import described, from_builder, subject_of
+from pytest_modelbudget.engine.counted import CountedModel
 from pytest_modelbudget.engine.naming import import_callable, missing_framework
-from pytest_modelbudget.engine.planning import CountedModel, with_plans
+from pytest_modelbudget.engine.planning import with_plans
 from pytest_modelbudget.engine.tracebacks import one_line, safe_text, user_traceback, with_cause
 from pytest_modelbudget.entry import ModelEntry, names_file
 from pytest_modelbudget.errors import FrameworkMissing, ModelBudgetError

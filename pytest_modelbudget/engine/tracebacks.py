@@ -16,6 +16,7 @@ from pytest_modelbudget.system.frames import (
     is_own_frame,
     is_python_frame,
     package_of,
+    user_frame,
 )
 from pytest_modelbudget.system.intact import originals_restored
 
@@ -127,10 +128,19 @@ def one_line(error: BaseException) -> str:
 
 
 def safe_text(value: object, convert: Callable[[object], str] = str) -> str:
-    """`how(value)`, also of what cannot be shown: it is user code that says how."""
+    """`convert(value)`, also of what cannot be shown: it is user code that converts."""
     try:
         return convert(value)
     except KeyboardInterrupt:
         raise
     except BaseException:
         return "(the error cannot be shown as text)"
+
+
+def reason_line(error: BaseException) -> str:
+    """Why something could not be had, on one line, with the user's own line of code where there is one."""
+    if isinstance(error, ModelBudgetError):
+        return " ".join(str(error).split())
+    message = _message(error).split("\n")[0]
+    line = user_frame(error)
+    return message if line is None else f"{message} ({frame_location(line)}: in {line.name})"

@@ -20,7 +20,7 @@ from pytest_modelbudget.cli.discover.proposals.proposal import Proposal, proposa
 from pytest_modelbudget.cli.discover.trial.inputs import Guess, guesses
 from pytest_modelbudget.cli.discover.trial.offline import NetworkRefused, no_network
 from pytest_modelbudget.engine.building import from_builder, subject_of
-from pytest_modelbudget.engine.planning import CountedModel
+from pytest_modelbudget.engine.counted import CountedModel
 from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.entry import ModelEntry
 from pytest_modelbudget.errors import ModelBudgetError
