@@ -12,11 +12,9 @@ from torch import nn
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
-from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
-from pytest_modelbudget.backends.torch.serving.experts import cut_experts
-from pytest_modelbudget.backends.torch.serving.heads import repeat_heads
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
+from pytest_modelbudget.backends.torch.serving.ranks import cut_over_ranks
 from pytest_modelbudget.backends.torch.serving.sightings import CacheLaws, read_laws
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
@@ -74,14 +72,8 @@ def _served(runnable: RunnableModel, recipe: Serving) -> Iterator[ServedModel]:
         copy = copy_with_own_parameters(runnable.model)
         if precision != "fp32":
             copy = copy.to(torch.bfloat16 if precision == "bf16" else torch.float16)
-        repeated = repeat_heads(copy, recipe.tp)
-        try:
-            parallelize(copy, world.mesh(tp=recipe.tp), runnable.name)
-        except ModelBudgetError as error:
-            reason = str(error).partition(": cut it yourself")[0].replace("training.sharding", "serving.tp")
-            raise ModelBudgetError(reason) from error
-        cut = frozenset(id(part) for part in cut_experts(copy, recipe.tp))
-        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32", repeated, cut)
+        facts = cut_over_ranks(copy, world.mesh(tp=recipe.tp), recipe.tp, runnable.name)
+        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32", facts)
 
 
 @contextmanager
@@ -198,7 +190,7 @@ class _Plans:
         """Matrices that each of several ranks has as a whole."""
         if self.recipe.tp > 1:
             for parameter in self.model.runnable.model.parameters():
-                is_cut = local_part(parameter) is not parameter or id(parameter) in self.model.cut
+                is_cut = local_part(parameter) is not parameter or id(parameter) in self.model.rank.cut
                 if not is_cut and parameter.dim() > 1:
                     yield parameter
 
@@ -214,12 +206,13 @@ class _Plans:
                 f"{units.size(whole)} of the weights have no rule of tensor parallelism, and are whole on each of "
                 f"{self.recipe.tp} ranks"
             )
-        if (heads := self.model.repeated_heads) is not None:
+        if (heads := self.model.rank.repeated_heads) is not None:
             yield (
                 f"{heads} {'head' if heads == 1 else 'heads'} of keys on {self.recipe.tp} ranks: each rank has one, "
                 "which others have, too"
             )
-        if self.recipe.tp > 1 and any(law.constant and not law.per_token for law in cache_laws.laws if not law.shared):
+        states = any(law.constant and not law.per_token for law in cache_laws.laws if not law.shared)
+        if states and self.recipe.tp > 1 and not self.model.rank.states:
             yield "states that no token adds to are as the model's own cut leaves them; engines cut them by heads"
         if cache_laws.by_token:
             yield (
