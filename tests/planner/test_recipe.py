@@ -237,6 +237,6 @@ def test_words_tell_serving_apart(name: str) -> None:
     """No setting of serving is missing in its words either."""
     other: dict[str, Any] = {
         "dims": {"S": 5}, "engine": "contiguous", "tokens": 128, "requests": 2, "block": 32, "prefill": 512,
-        "precision": "fp8", "cache_precision": "fp8", "tp": 2, "utilization": 0.8,
+        "precision": "fp8", "cache_precision": "fp8", "tp": 2, "utilization": 0.8, "sampler": 256,
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Serving)) != describe(Serving())

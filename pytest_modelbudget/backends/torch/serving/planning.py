@@ -13,8 +13,10 @@ from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
+from pytest_modelbudget.backends.torch.serving.arithmetic import larger, only_weights, with_more, with_work_of
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
 from pytest_modelbudget.backends.torch.serving.ranks import cut_over_ranks
+from pytest_modelbudget.backends.torch.serving.sampler import logits_of
 from pytest_modelbudget.backends.torch.serving.sightings import CacheLaws, read_laws
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
@@ -26,6 +28,7 @@ from pytest_modelbudget.planner.margins import fit_bytes
 from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.recipe import Precision, Serving, describe
 from pytest_modelbudget.planner.serving import (
+    SMALL,
     block_of,
     cache_of,
     most_tokens,
@@ -142,7 +145,17 @@ class _Plans:
         passes = [self._longer_pass(cache_laws, chunk) if too_long else self._pass(cache_laws, 1, chunk)]
         if not self._prompts_apart(cache_laws):
             passes.append(self._pass(cache_laws, requests, 1))
-        return max(passes, key=lambda plan: plan.peak_bytes or 0)
+        largest = larger(*passes)
+        return larger(largest, *(with_work_of(largest, plan) for plan in self._sampling(cache_laws, tokens)))
+
+    def _sampling(self, cache_laws: CacheLaws, tokens: int) -> Iterator[Plan]:
+        """The sampler at work, beside the weights; none where the recipe has none."""
+        if self.recipe.sampler:
+            sizes = {**self.sizes, BATCH: 1, cache_laws.symbol: SMALL[0]}
+            logits = logits_of(self.model, sizes)
+            rows = min(self.recipe.prefill, tokens)
+            part = Part("temporary", "sampler", logits.sampler_bytes(self.recipe.sampler, rows))
+            yield replace(with_more(only_weights(self._pass(cache_laws, 1, 1)), part), path=part.path)
 
     def _longer_pass(self, cache_laws: CacheLaws, tokens: int) -> Plan:
         """A pass of more tokens than are run, when what shorter ones take lies on a line.
@@ -214,9 +227,10 @@ class _Plans:
         states = any(law.constant and not law.per_token for law in cache_laws.laws if not law.shared)
         if states and self.recipe.tp > 1 and not self.model.rank.states:
             yield "states that no token adds to are as the model's own cut leaves them; engines cut them by heads"
-        if cache_laws.by_token:
+        if cache_laws.by_token or cache_laws.by_chunk:
+            steps = "token by token" if cache_laws.by_token else "chunk by chunk"
             yield (
-                f"the model goes token by token, so its cache was looked at up to {cache_laws.seen:,} tokens: a window "
+                f"the model goes {steps}, so its cache was looked at up to {cache_laws.seen:,} tokens: a window "
                 "that is larger was not seen"
             )
         if self.devices:
@@ -244,10 +258,11 @@ class _Plans:
     def _most_requests(self, cache_laws: CacheLaws, tokens: int, fit: Fit, free: int) -> int | None:
         """The most requests that fit, with the pass that so many need; None when it is not known."""
         each = request_bytes(cache_laws.laws, tokens, block_of(self.recipe))
+        sampling = tuple(self._sampling(cache_laws, tokens))
 
         def room(requests: int) -> int | None:
             try:
-                needs = self._fit(self._pass(cache_laws, requests, 1), fit.device).needs
+                needs = self._fit(larger(self._pass(cache_laws, requests, 1), *sampling), fit.device).needs
             except ModelBudgetError:  # so many the model does not take
                 return None
             return None if needs is None else fit.capacity - needs + self._saved_bytes() - requests * each
@@ -268,26 +283,3 @@ def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
             if not isinstance(module, _NO_MATRICES):
                 weights = module.parameters(recurse=False)
                 yield from (weight for weight in weights if weight.dim() > 1 and weight.is_floating_point())
-
-
-def with_more(plan: Plan, part: Part, saved: int = 0) -> Plan:
-    """`plan` with `part` alive all the time, and weights that take `saved` bytes less."""
-    more = part.bytes - saved
-
-    def shifted(number: int | None) -> int | None:
-        return None if number is None else number + more
-
-    return replace(
-        plan,
-        peak_bytes=shifted(plan.peak_bytes),
-        reserved_bytes=shifted(plan.reserved_bytes),
-        low_bytes=shifted(plan.low_bytes),
-        high_bytes=shifted(plan.high_bytes),
-        parts=(part, *(_smaller(other, saved) for other in plan.parts)),
-        timeline=tuple(replace(point, bytes=point.bytes + more) for point in plan.timeline),
-    )
-
-
-def _smaller(part: Part, saved: int) -> Part:
-    """A part of a plan, weights that take `saved` bytes less."""
-    return replace(part, bytes=part.bytes - saved) if part.role == "param" and not part.path else part
