@@ -22,7 +22,7 @@ LoopName = Literal["torch", "hf-trainer", "lightning", "torchtitan", "nanogpt"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 Engine = Literal["paged", "contiguous"]
 ServingPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
-CachePrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+CachePrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8"]
 Casts = Literal["autocast", "policy", "both"]
 """What casts in a mixed precision where FSDP2 shards: autocast, its own policy, or the one inside the other."""
 

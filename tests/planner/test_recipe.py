@@ -223,6 +223,7 @@ def test_serving_is_read() -> None:
         pytest.param({"tokens": "32 k"}, "serving.tokens: write a whole number of tokens", id="tokens"),
         pytest.param({"utilization": 90}, "serving.utilization: write a share above 0 and up to 1", id="percent"),
         pytest.param({"precision": "bf16-mixed"}, "serving.precision: write fp32, bf16, fp16 or fp8", id="autocast"),
+        pytest.param({"max-model-len": 8}, "'max-model-len', which is tokens: ... here", id="flag of an engine"),
         pytest.param({"engine": "vllm"}, "serving.engine: write paged or contiguous", id="engine"),
     ],
 )

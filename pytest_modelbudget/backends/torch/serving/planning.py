@@ -38,7 +38,7 @@ from pytest_modelbudget.planner.serving import (
 )
 from pytest_modelbudget.summary import Fit, LargestSize, Part, Plan, ServingCache
 
-_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 _RUNS_IN: Mapping[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "bf16"}
 """The precision of a pass, by that of the recipe: what is stored in fp8 is computed with in bf16."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from torch import nn
@@ -52,8 +52,9 @@ def logits_of(model: ServedModel, sizes: Mapping[str, int]) -> Logits:
 
 
 def _shape_and_bytes(out: Any) -> tuple[int, int] | None:
+    has_names = isinstance(out, Mapping) or is_dataclass(out) or hasattr(out, "_asdict")
     named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
-    tensor = next(tensors_inside(out if named is None else named), None)
+    tensor = next(tensors_inside(named if has_names else out), None)
     if tensor is None or not tensor.is_floating_point() or tensor.dim() < 2:
         return None
     return tensor.shape[-1], tensor.element_size()

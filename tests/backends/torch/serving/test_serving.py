@@ -231,6 +231,14 @@ def test_sampler_by_hand() -> None:
     assert "sampler of 50000" in with_one.recipe
 
 
+def test_a_sampler_needs_logits() -> None:
+    """A model that names its results, none of them logits, has no sampler; its cache is known all the same."""
+    served = _serve(partial(Own, True), sampler=8)
+
+    assert (served.peak_bytes, served.cache is None) == (None, False)
+    assert "serving.sampler is of a model that returns logits" in served.notes[0]
+
+
 def test_requests_that_fit() -> None:
     """The largest numbers of requests and of tokens fit the share of a device that the engine has, one more does not."""
     recipe = {"engine": "paged", "devices": "1 GB", "tokens": 4_000, "prefill": 4_000}
@@ -249,7 +257,7 @@ def test_requests_that_fit() -> None:
 def test_precision() -> None:
     """fp8 stores matrices of repeated blocks and what is kept of tokens in one byte a number, a cache alone if asked."""
     half, both, cache_alone = (
-        _serve(partial(Own, True), **recipe) for recipe in ({}, {"precision": "fp8"}, {"cache_precision": "fp8"})
+        _serve(partial(Own, True), **recipe) for recipe in ({}, {"precision": "fp8"}, {"cache_precision": "int8"})
     )
 
     assert half.cache is not None
