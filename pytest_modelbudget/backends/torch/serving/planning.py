@@ -88,9 +88,9 @@ def _tp_explained(ranks: int) -> Iterator[None]:
         if error.__cause__ is None or isinstance(error.__cause__, ModelBudgetError):
             raise
         raise ModelBudgetError(
-            f"{error}: with serving.tp: {ranks} each rank has a part of the heads: it must divide them, those of keys "
-            "too (or these must divide it: they are repeated then, in attention as transformers writes it), and the "
-            "model must find their number from the width it gets"
+            f"{error}: where the model runs with tp: 1, it is serving.tp: {ranks}: each rank has a part of the heads: "
+            "it must divide them, those of keys too (or these must divide it: they are repeated then, in attention as "
+            "transformers writes it), and the model must find their number from the width it gets"
         ) from error
 
 
