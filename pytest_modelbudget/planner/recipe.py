@@ -22,7 +22,7 @@ LoopName = Literal["torch", "hf-trainer", "lightning", "torchtitan", "nanogpt"]
 Kernels = Literal["cuda", "cpu", "cpu-avx2"]
 Engine = Literal["paged", "contiguous"]
 ServingPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
-CachePrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+CachePrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8"]
 Casts = Literal["autocast", "policy", "both"]
 """What casts in a mixed precision where FSDP2 shards: autocast, its own policy, or the one inside the other."""
 
@@ -186,7 +186,8 @@ class Serving:
     itself does. Prompts are read in chunks of at most `prefill` tokens. `precision` is that of weights and cache, with
     `fp8` of the matrices of the repeated blocks and of what is kept of each token, all else `bf16`; `cache_precision`
     is that of the cache alone (`auto`: the same). `tp` ranks share the model, `utilization` is the share of a device
-    that the engine takes for itself.
+    that the engine takes for itself. The engine's `sampler` draws the next tokens of so many requests at once (0: its
+    memory is not counted).
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -199,6 +200,7 @@ class Serving:
     cache_precision: CachePrecision = "auto"
     tp: int = 1
     utilization: float = 0.9
+    sampler: int = 0
 
     @property
     def batch(self) -> None:
@@ -354,5 +356,6 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "cache_precision": lambda precision: f"{precision} cache",
     "tp": lambda ranks: f"tp {ranks}",
     "utilization": lambda share: f"utilization {share}",
+    "sampler": lambda requests: f"sampler of {requests}",
 }
 """What each key says where it is not at its default; a recipe's other keys come before these."""

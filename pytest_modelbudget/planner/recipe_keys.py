@@ -287,5 +287,6 @@ SERVING_KEYS: dict[str, Key] = {
     "cache_precision": _check_choice(*get_args(CachePrecision)),
     "tp": _check_count(1, "ranks that share the model"),
     "utilization": _check_share("the share of a device that the engine takes"),
+    "sampler": _check_count(0, "requests whose next tokens are drawn at once"),
 }
 """The keys of `serving`, which takes other values for some that the others have too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -20,6 +20,19 @@ Path = tuple[str, ...]
 _DEVICE_WORDS = ("device", "devices", "gpu", "fits")
 _DEVICE_HINT = ", a device that the run must fit is a budget (budgets: {fits: RTX 4090}), or asked for with --device"
 
+_ENGINE_FLAGS: Mapping[str, str] = {
+    **dict.fromkeys(("max_model_len", "context_length", "max_seq_len", "ctx_size", "n_ctx"), "tokens"),
+    **dict.fromkeys(("max_running_requests", "max_batch_size", "parallel"), "requests"),
+    **dict.fromkeys(("max_num_batched_tokens", "chunked_prefill_size", "max_batch_prefill_tokens"), "prefill"),
+    **dict.fromkeys(("gpu_memory_utilization", "mem_fraction_static", "cuda_memory_fraction"), "utilization"),
+    **dict.fromkeys(("tensor_parallel_size", "tp_size", "num_shard"), "tp"),
+    **dict.fromkeys(("kv_cache_dtype", "cache_type_k"), "cache_precision"),
+    **dict.fromkeys(("block_size", "page_size", "tokens_per_block"), "block"),
+    "max_num_seqs": "sampler",
+    "dtype": "precision",
+}
+"""Which key of `serving` says what a flag of vLLM, SGLang, TensorRT-LLM, TGI or llama.cpp does."""
+
 
 def parse(section: Any, kind: RecipeType) -> AnyRecipe:
     """Read a `training:`, `inference:` or `serving:` section of a manifest.
@@ -35,9 +48,17 @@ def parse(section: Any, kind: RecipeType) -> AnyRecipe:
     keys = {f.name for f in fields(kind)}
     for name in section:
         if name not in keys:
-            hint = _DEVICE_HINT if name in _DEVICE_WORDS else place_hint((title, name)) or did_you_mean(name, keys)
+            hint = _hint(title, name, keys)
             raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
     return kind(**{name: _checked_value(title, key_of(kind, name), name, value) for name, value in section.items()})
+
+
+def _hint(title: str, name: Any, keys: Collection[str]) -> str:
+    if name in _DEVICE_WORDS:
+        return _DEVICE_HINT
+    if title == "serving" and (key := _ENGINE_FLAGS.get(str(name).replace("-", "_"))):
+        return f", which is {key}: ... here"
+    return place_hint((title, name)) or did_you_mean(name, keys)
 
 
 def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:

@@ -223,6 +223,7 @@ def test_serving_is_read() -> None:
         pytest.param({"tokens": "32 k"}, "serving.tokens: write a whole number of tokens", id="tokens"),
         pytest.param({"utilization": 90}, "serving.utilization: write a share above 0 and up to 1", id="percent"),
         pytest.param({"precision": "bf16-mixed"}, "serving.precision: write fp32, bf16, fp16 or fp8", id="autocast"),
+        pytest.param({"max-model-len": 8}, "'max-model-len', which is tokens: ... here", id="flag of an engine"),
         pytest.param({"engine": "vllm"}, "serving.engine: write paged or contiguous", id="engine"),
     ],
 )
@@ -237,6 +238,6 @@ def test_words_tell_serving_apart(name: str) -> None:
     """No setting of serving is missing in its words either."""
     other: dict[str, Any] = {
         "dims": {"S": 5}, "engine": "contiguous", "tokens": 128, "requests": 2, "block": 32, "prefill": 512,
-        "precision": "fp8", "cache_precision": "fp8", "tp": 2, "utilization": 0.8,
+        "precision": "fp8", "cache_precision": "fp8", "tp": 2, "utilization": 0.8, "sampler": 256,
     }  # fmt: skip
     assert describe(parse({name: other[name]}, Serving)) != describe(Serving())

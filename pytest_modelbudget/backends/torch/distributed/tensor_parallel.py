@@ -35,7 +35,8 @@ _HUGGING_FACE: Mapping[str, Style] = {
     "colwise_gather_output": "head",
     "colwise_rep": "head",
 }
-_PLAIN_STYLES: frozenset[Style] = frozenset({"colwise", "rowwise"})
+PLAIN_STYLES: frozenset[Style] = frozenset({"colwise", "rowwise"})
+"""Styles of layers inside of the blocks."""
 
 
 def parallelize(model: nn.Module, mesh: Any, name: str) -> None:
@@ -44,14 +45,24 @@ def parallelize(model: nn.Module, mesh: Any, name: str) -> None:
     Raises:
         ModelBudgetError: no layer has a rule, or the model's own plan has a style that is not of plain layers.
     """
-    from torch.distributed.tensor.parallel import parallelize_module
-
-    plan = _style_by_path(model, name)
-    if not any(style in _PLAIN_STYLES for style in plan.values()):
+    declared = declared_styles(model, name)
+    plan = styles_by_name(model) if declared is None else declared
+    if not any(style in PLAIN_STYLES for style in plan.values()):
         raise ModelBudgetError(
             f"{name}: training.sharding: no layer has a rule for tensor parallelism (q_proj, up_proj, ... are looked "
             "for, and the plan of a Hugging Face model): cut it yourself with sharding: module:callable"
         )
+    cut_layers(model, mesh, plan, name)
+
+
+def cut_layers(model: nn.Module, mesh: Any, plan: Mapping[str, Style], name: str) -> None:
+    """Cut the layers of `model` whose paths `plan` has over `mesh`; tied parameters stay tied.
+
+    Raises:
+        ModelBudgetError: one of them has layers inside it.
+    """
+    from torch.distributed.tensor.parallel import parallelize_module
+
     layers = dict(model.named_modules())
     if adapted := next((path for path in plan if any(layers[path].children())), None):
         raise ModelBudgetError(
@@ -75,12 +86,25 @@ def _parallel_style(style: Style) -> Any:
     return ColwiseParallel() if style == "colwise" else RowwiseParallel()
 
 
-def _style_by_path(model: nn.Module, name: str) -> dict[str, Style]:
+def declared_styles(model: nn.Module, name: str) -> dict[str, Style] | None:
+    """The styles of the plain layers that the model's own plan names, by path; None where it has no plan.
+
+    Raises:
+        ModelBudgetError: it has a style that is not of plain layers.
+    """
     declared = getattr(model, "tp_plan", None) or getattr(model, "_tp_plan", None)
-    layers = {path: module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
-    if isinstance(declared, Mapping) and declared:
-        return _of_hugging_face(declared, layers, name)
-    return {path: style for path, layer in layers.items() if (style := _style_by_name(path, layer)) is not None}
+    return _of_hugging_face(declared, _layers(model), name) if isinstance(declared, Mapping) and declared else None
+
+
+def styles_by_name(model: nn.Module, more: Mapping[str, Style] | None = None) -> dict[str, Style]:
+    """The styles of plain layers by the ends of their paths, of which a caller may know `more`."""
+    names = {**_BY_NAME, **(more or {})}
+    styles = {path: _style_by_name(path, layer, names) for path, layer in _layers(model).items()}
+    return {path: style for path, style in styles.items() if style is not None}
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {path: module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
 
 
 def _of_hugging_face(declared: Mapping[str, str], layers: Mapping[str, nn.Module], name: str) -> dict[str, Style]:
@@ -96,8 +120,8 @@ def _of_hugging_face(declared: Mapping[str, str], layers: Mapping[str, nn.Module
     return plan
 
 
-def _style_by_name(path: str, layer: nn.Module) -> Style | None:
-    style = next((style for end, style in _BY_NAME.items() if path == end or path.endswith(f".{end}")), None)
+def _style_by_name(path: str, layer: nn.Module, names: Mapping[str, Style]) -> Style | None:
+    style = next((style for end, style in names.items() if path == end or path.endswith(f".{end}")), None)
     return style if isinstance(layer, nn.Embedding) == (style == "table") else None
 
 

@@ -1,7 +1,8 @@
-"""Heads of keys and values for more ranks than there are of them: engines repeat each, so that every rank has one."""
+"""Heads of attention on several ranks: those of keys that are fewer than ranks, and those that stand in one matrix."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +10,28 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
+
+
+def cut_packed_heads(model: nn.Module, ranks: int) -> Iterator[nn.Module]:
+    """Cut attention of `model`, a copy on meta, whose queries, keys and values are one matrix `qkv_proj` (Phi-3).
+
+    A rank has its part of the heads of each, at least one of keys (`QKVParallelLinear` of vLLM). Gives back what was
+    cut, before what joins the heads, which is cut as that of any attention.
+    """
+    names = ("config", "head_dim", "num_key_value_heads", "qkv_proj", "o_proj")
+    for attention in list(model.modules()):
+        if not all(hasattr(attention, name) for name in names):
+            continue
+        queries, keys = attention.config.num_attention_heads, attention.num_key_value_heads
+        if queries % ranks or (keys % ranks and ranks % keys):
+            continue  # its pass does not run then
+        attention.num_key_value_heads = max(1, keys // ranks)
+        attention.num_key_value_groups = queries // ranks // attention.num_key_value_heads
+        attention.config = copy.copy(attention.config)
+        attention.config.num_attention_heads = queries // ranks
+        heads = queries // ranks + 2 * attention.num_key_value_heads
+        attention.qkv_proj = _of_width(attention.qkv_proj, heads * attention.head_dim)
+        yield attention.qkv_proj
 
 
 class _Heads(NamedTuple):
@@ -31,7 +54,8 @@ def repeat_heads(model: nn.Module, ranks: int) -> int | None:
         if heads is None or heads.keys >= ranks or ranks % heads.keys or heads.queries % ranks:
             continue
         for name in ("k_proj", "v_proj"):
-            attention.register_module(name, _wider(getattr(attention, name), ranks // heads.keys))
+            layer = getattr(attention, name)
+            attention.register_module(name, _of_width(layer, ranks // heads.keys * layer.out_features))
         attention.num_key_value_groups = heads.queries // ranks
         repeated = heads.keys
     return repeated
@@ -51,7 +75,7 @@ def _projections(module: nn.Module) -> Iterator[Any]:
     yield getattr(module, "v_proj", None)
 
 
-def _wider(layer: nn.Linear, times: int) -> nn.Linear:
+def _of_width(layer: nn.Linear, outputs: int) -> nn.Linear:
     has_bias, dtype = layer.bias is not None, layer.weight.dtype
     with torch.no_grad():
-        return nn.Linear(layer.in_features, times * layer.out_features, has_bias, device=META, dtype=dtype)
+        return nn.Linear(layer.in_features, outputs, has_bias, device=META, dtype=dtype)

@@ -16,6 +16,7 @@ from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.model.pytree import storage_key
 from pytest_modelbudget.backends.torch.serving.attention import fused_attention
+from pytest_modelbudget.backends.torch.serving.ranks import WHOLE, RankFacts
 from pytest_modelbudget.backends.torch.trace.arguments import ModelCall
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.caches import takes
@@ -84,14 +85,12 @@ class EngineRecorder(Recorder):
 class ServedModel:
     """A model on meta that is served in one precision, and what its forward pass takes of the usual switches.
 
-    `repeated_heads` is the number of heads of keys of which each of more ranks has a copy of one; else None.
-    `cut` are the ids of plain parameters of which a rank has its part alone.
+    `rank` says what one of several ranks has of it.
     """
 
     runnable: RunnableModel
     precision: Precision
-    repeated_heads: int | None = None
-    cut: frozenset[int] = frozenset()
+    rank: RankFacts = WHOLE
 
     @property
     def name(self) -> str:

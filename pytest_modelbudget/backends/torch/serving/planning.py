@@ -12,11 +12,11 @@ from torch import nn
 from pytest_modelbudget import units
 from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
-from pytest_modelbudget.backends.torch.distributed.tensor_parallel import parallelize
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
-from pytest_modelbudget.backends.torch.serving.experts import cut_experts
-from pytest_modelbudget.backends.torch.serving.heads import repeat_heads
+from pytest_modelbudget.backends.torch.serving.arithmetic import larger, only_weights, with_more, with_work_of
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
+from pytest_modelbudget.backends.torch.serving.ranks import cut_over_ranks
+from pytest_modelbudget.backends.torch.serving.sampler import logits_of
 from pytest_modelbudget.backends.torch.serving.sightings import CacheLaws, read_laws
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.checkpointing import repeated_blocks
@@ -28,6 +28,7 @@ from pytest_modelbudget.planner.margins import fit_bytes
 from pytest_modelbudget.planner.memory import memory_plan
 from pytest_modelbudget.planner.recipe import Precision, Serving, describe
 from pytest_modelbudget.planner.serving import (
+    SMALL,
     block_of,
     cache_of,
     most_tokens,
@@ -37,7 +38,7 @@ from pytest_modelbudget.planner.serving import (
 )
 from pytest_modelbudget.summary import Fit, LargestSize, Part, Plan, ServingCache
 
-_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 _RUNS_IN: Mapping[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "bf16"}
 """The precision of a pass, by that of the recipe: what is stored in fp8 is computed with in bf16."""
 
@@ -74,14 +75,8 @@ def _served(runnable: RunnableModel, recipe: Serving) -> Iterator[ServedModel]:
         copy = copy_with_own_parameters(runnable.model)
         if precision != "fp32":
             copy = copy.to(torch.bfloat16 if precision == "bf16" else torch.float16)
-        repeated = repeat_heads(copy, recipe.tp)
-        try:
-            parallelize(copy, world.mesh(tp=recipe.tp), runnable.name)
-        except ModelBudgetError as error:
-            reason = str(error).partition(": cut it yourself")[0].replace("training.sharding", "serving.tp")
-            raise ModelBudgetError(reason) from error
-        cut = frozenset(id(part) for part in cut_experts(copy, recipe.tp))
-        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32", repeated, cut)
+        facts = cut_over_ranks(copy, world.mesh(tp=recipe.tp), recipe.tp, runnable.name)
+        yield ServedModel(RunnableModel(runnable.name, copy, runnable.inputs), "fp32", facts)
 
 
 @contextmanager
@@ -93,9 +88,9 @@ def _tp_explained(ranks: int) -> Iterator[None]:
         if error.__cause__ is None or isinstance(error.__cause__, ModelBudgetError):
             raise
         raise ModelBudgetError(
-            f"{error}: with serving.tp: {ranks} each rank has a part of the heads: it must divide them, those of keys "
-            "too (or these must divide it: they are repeated then, in attention as transformers writes it), and the "
-            "model must find their number from the width it gets"
+            f"{error}: where the model runs with tp: 1, it is serving.tp: {ranks}: each rank has a part of the heads: "
+            "it must divide them, those of keys too (or these must divide it: they are repeated then, in attention as "
+            "transformers writes it), and the model must find their number from the width it gets"
         ) from error
 
 
@@ -150,7 +145,17 @@ class _Plans:
         passes = [self._longer_pass(cache_laws, chunk) if too_long else self._pass(cache_laws, 1, chunk)]
         if not self._prompts_apart(cache_laws):
             passes.append(self._pass(cache_laws, requests, 1))
-        return max(passes, key=lambda plan: plan.peak_bytes or 0)
+        largest = larger(*passes)
+        return larger(largest, *(with_work_of(largest, plan) for plan in self._sampling(cache_laws, tokens)))
+
+    def _sampling(self, cache_laws: CacheLaws, tokens: int) -> Iterator[Plan]:
+        """The sampler at work, beside the weights; none where the recipe has none."""
+        if self.recipe.sampler:
+            sizes = {**self.sizes, BATCH: 1, cache_laws.symbol: SMALL[0]}
+            logits = logits_of(self.model, sizes)
+            rows = min(self.recipe.prefill, tokens)
+            part = Part("temporary", "sampler", logits.sampler_bytes(self.recipe.sampler, rows))
+            yield replace(with_more(only_weights(self._pass(cache_laws, 1, 1)), part), path=part.path)
 
     def _longer_pass(self, cache_laws: CacheLaws, tokens: int) -> Plan:
         """A pass of more tokens than are run, when what shorter ones take lies on a line.
@@ -198,7 +203,7 @@ class _Plans:
         """Matrices that each of several ranks has as a whole."""
         if self.recipe.tp > 1:
             for parameter in self.model.runnable.model.parameters():
-                is_cut = local_part(parameter) is not parameter or id(parameter) in self.model.cut
+                is_cut = local_part(parameter) is not parameter or id(parameter) in self.model.rank.cut
                 if not is_cut and parameter.dim() > 1:
                     yield parameter
 
@@ -214,16 +219,18 @@ class _Plans:
                 f"{units.size(whole)} of the weights have no rule of tensor parallelism, and are whole on each of "
                 f"{self.recipe.tp} ranks"
             )
-        if (heads := self.model.repeated_heads) is not None:
+        if (heads := self.model.rank.repeated_heads) is not None:
             yield (
                 f"{heads} {'head' if heads == 1 else 'heads'} of keys on {self.recipe.tp} ranks: each rank has one, "
                 "which others have, too"
             )
-        if self.recipe.tp > 1 and any(law.constant and not law.per_token for law in cache_laws.laws if not law.shared):
+        states = any(law.constant and not law.per_token for law in cache_laws.laws if not law.shared)
+        if states and self.recipe.tp > 1 and not self.model.rank.states:
             yield "states that no token adds to are as the model's own cut leaves them; engines cut them by heads"
-        if cache_laws.by_token:
+        if cache_laws.by_token or cache_laws.by_chunk:
+            steps = "token by token" if cache_laws.by_token else "chunk by chunk"
             yield (
-                f"the model goes token by token, so its cache was looked at up to {cache_laws.seen:,} tokens: a window "
+                f"the model goes {steps}, so its cache was looked at up to {cache_laws.seen:,} tokens: a window "
                 "that is larger was not seen"
             )
         if self.devices:
@@ -251,10 +258,11 @@ class _Plans:
     def _most_requests(self, cache_laws: CacheLaws, tokens: int, fit: Fit, free: int) -> int | None:
         """The most requests that fit, with the pass that so many need; None when it is not known."""
         each = request_bytes(cache_laws.laws, tokens, block_of(self.recipe))
+        sampling = tuple(self._sampling(cache_laws, tokens))
 
         def room(requests: int) -> int | None:
             try:
-                needs = self._fit(self._pass(cache_laws, requests, 1), fit.device).needs
+                needs = self._fit(larger(self._pass(cache_laws, requests, 1), *sampling), fit.device).needs
             except ModelBudgetError:  # so many the model does not take
                 return None
             return None if needs is None else fit.capacity - needs + self._saved_bytes() - requests * each
@@ -275,26 +283,3 @@ def _matrices(model: nn.Module) -> Iterator[nn.Parameter]:
             if not isinstance(module, _NO_MATRICES):
                 weights = module.parameters(recurse=False)
                 yield from (weight for weight in weights if weight.dim() > 1 and weight.is_floating_point())
-
-
-def with_more(plan: Plan, part: Part, saved: int = 0) -> Plan:
-    """`plan` with `part` alive all the time, and weights that take `saved` bytes less."""
-    more = part.bytes - saved
-
-    def shifted(number: int | None) -> int | None:
-        return None if number is None else number + more
-
-    return replace(
-        plan,
-        peak_bytes=shifted(plan.peak_bytes),
-        reserved_bytes=shifted(plan.reserved_bytes),
-        low_bytes=shifted(plan.low_bytes),
-        high_bytes=shifted(plan.high_bytes),
-        parts=(part, *(_smaller(other, saved) for other in plan.parts)),
-        timeline=tuple(replace(point, bytes=point.bytes + more) for point in plan.timeline),
-    )
-
-
-def _smaller(part: Part, saved: int) -> Part:
-    """A part of a plan, weights that take `saved` bytes less."""
-    return replace(part, bytes=part.bytes - saved) if part.role == "param" and not part.path else part

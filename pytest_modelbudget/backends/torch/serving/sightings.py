@@ -27,11 +27,19 @@ MOST_OPERATORS = 10_000
 """Operators of a pass that is still run: a model that goes token by token makes more of them for each."""
 
 
+_CHUNKED = 4096
+"""Tokens of a pass that is still run of a model that goes through its tokens in chunks: each chunk makes more."""
+
+_SEVERAL_CHUNKS = 1024
+"""Tokens of a pass that tells whether it does."""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheLaws:
     """The `laws` of the tensors of a cache, its small `sighting`, the symbol of its tokens.
 
-    `seen` is the largest number of tokens that was looked at; `by_token`: the model goes token by token.
+    `seen` is the largest number of tokens that was looked at; `by_token`: the model goes token by token; `by_chunk`: it
+    goes chunk by chunk, and fewer were looked at than a request has.
     """
 
     laws: tuple[TensorLaw, ...]
@@ -39,6 +47,7 @@ class CacheLaws:
     symbol: str
     seen: int
     by_token: bool = False
+    by_chunk: bool = False
 
 
 def read_laws(model: ServedModel, sizes: Mapping[str, int], tokens: int | None, *, farther: bool) -> CacheLaws:
@@ -67,10 +76,12 @@ def read_laws(model: ServedModel, sizes: Mapping[str, int], tokens: int | None, 
     (first, operators), (second, more_operators) = (see(BATCH, length) for length in SMALL)
     each = max(0, more_operators - operators)
     most = min(FARTHER * tokens, SMALL[1] + MOST_OPERATORS // each) if each else FARTHER * tokens
+    by_chunk = not each and tokens > _CHUNKED and see(1, _SEVERAL_CHUNKS)[1] > more_operators
+    most = _CHUNKED if by_chunk else most
     large = [(nearest := min(tokens, most), see(1, nearest)[0])]
     if farther and most > tokens and (beyond := _unless_it_fails(lambda: see(1, most)[0])) is not None:
         large.append((most, beyond))
-    return CacheLaws(laws_of((first, second), *large), first, symbol, large[-1][0], by_token=bool(each))
+    return CacheLaws(laws_of((first, second), *large), first, symbol, large[-1][0], bool(each), by_chunk)
 
 
 def _sighting(model: ServedModel, sizes: Mapping[str, int], place: CachePlace) -> tuple[Sighting, int]:

@@ -215,6 +215,30 @@ def test_scores_of_attention_are_never_whole() -> None:
     assert passes[0].peak_bytes == passes[1].peak_bytes
 
 
+def test_sampler_by_hand() -> None:
+    """Of each logit it holds 38 bytes at the peak of its sort, beside the rows of the chunk; the work stays the pass's.
+
+    2 in half precision, 4 in float32, 4 and 8 sorted and their places, twice 8 of pairs that are sorted, 4 of keys.
+    """
+    build = _transformer("LlamaConfig", num_key_value_heads=2, intermediate_size=64)
+    without, with_one = (_serve(build, sampler=requests) for requests in (0, 50_000))
+
+    assert with_one.peak_bytes is not None
+    largest = with_one.peak_bytes - with_one.by_role()["param"] - with_one.by_role()["cache"]
+    buffers = with_one.by_role()["buffer"]
+    assert largest - buffers == 50_000 * 64 * 38 + 16 * WIDTH * 2
+    assert (with_one.flops, with_one.bytes_moved) == (without.flops, without.bytes_moved)
+    assert "sampler of 50000" in with_one.recipe
+
+
+def test_a_sampler_needs_logits() -> None:
+    """A model that names its results, none of them logits, has no sampler; its cache is known all the same."""
+    served = _serve(partial(Own, True), sampler=8)
+
+    assert (served.peak_bytes, served.cache is None) == (None, False)
+    assert "serving.sampler is of a model that returns logits" in served.notes[0]
+
+
 def test_requests_that_fit() -> None:
     """The largest numbers of requests and of tokens fit the share of a device that the engine has, one more does not."""
     recipe = {"engine": "paged", "devices": "1 GB", "tokens": 4_000, "prefill": 4_000}
@@ -233,7 +257,7 @@ def test_requests_that_fit() -> None:
 def test_precision() -> None:
     """fp8 stores matrices of repeated blocks and what is kept of tokens in one byte a number, a cache alone if asked."""
     half, both, cache_alone = (
-        _serve(partial(Own, True), **recipe) for recipe in ({}, {"precision": "fp8"}, {"cache_precision": "fp8"})
+        _serve(partial(Own, True), **recipe) for recipe in ({}, {"precision": "fp8"}, {"cache_precision": "int8"})
     )
 
     assert half.cache is not None
