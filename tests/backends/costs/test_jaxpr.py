@@ -29,7 +29,8 @@ def image_conv(x: Any, kernel: tuple[int, ...], dtype: str = "float32", **settin
 
 def on_four_devices(x: Any) -> Any:
     """Each device has a quarter of what is summed over, and then the sum of all."""
-    spec, mesh = jax.sharding.PartitionSpec, jax.sharding.AbstractMesh((4,), ("x",))
+    spec, automatic = jax.sharding.PartitionSpec, (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((4,), ("x",), axis_types=automatic)
     product = jax.shard_map(
         lambda left, right: lax.psum(left @ right, "x"),
         mesh=mesh,
