@@ -58,8 +58,12 @@ class ConvolutionShape:
 
     @property
     def has_strided_gradient(self) -> bool:
-        """Whether the gradient of its input is made with channels last; with AVX-512 not that of groups."""
-        return self.is_strided and (self.groups == 1 or not self.cpu.is_wide)
+        """Whether the gradient of its input is made with channels last; with AVX-512 not that of groups of few filters.
+
+        `jit_brgemm_conv_bwd_utils.cpp`, `is_grouped_small_oc`; AVX2's takes what other kernels refuse.
+        """
+        least = 8 if self.splits_blocks(4) else self.cpu.lanes
+        return self.is_strided and (self.groups == 1 or not self.cpu.is_wide or self.filters // self.groups > least)
 
     def splits_blocks(self, block: int) -> bool:
         """Whether a group is no whole number of `block` channels."""
@@ -197,7 +201,7 @@ class ConvolutionShape:
         The search of `jit_avx512_common_conv_bwd_weights_kernel_f32_t::balance`.
         """
         rows = (1, *self.windows)[-2]
-        shares_rows = len(self.windows) < 3 and rows > _LEAST_ROWS
+        shares_rows = len(self.windows) == 2 and rows > _LEAST_ROWS and self.dilation[0] == 1
         parts = self.batch * (rows if shares_rows else 1)
         depth = self.windows[0] if len(self.windows) == 3 else 1
         blocks = self.cpu.round_up(self.filters) // self.cpu.lanes
