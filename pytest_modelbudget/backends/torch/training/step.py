@@ -23,7 +23,7 @@ from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, autocast_asked_of_cuda
-from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
+from pytest_modelbudget.backends.torch.kernels.layouts import CPU_LAYOUTS, channels_last_kept
 from pytest_modelbudget.backends.torch.kernels.native_attention import native_attention
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
@@ -237,6 +237,12 @@ class StepRecording:
 
     def dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
         """What runs the operators."""
+        dispatcher = self._dispatcher(recorder, call)
+        if not self.on_cuda:
+            dispatcher.layouts = CPU_LAYOUTS
+        return dispatcher
+
+    def _dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
         placed = self.runnable.meta_cache, call.readings, lambda: recorder.on_device
         if self.answers is not None:
             place = place_of(recorder, self.model)
