@@ -1,4 +1,4 @@
-"""Convolutions and batch norms on the meta device whose results lie in memory as on the CPU, where torch's lie otherwise.
+"""Convolutions and norms on the meta device whose results lie in memory as on the CPU; torch's own lie otherwise there.
 
 How a result lies decides whether what follows copies it, and a copy may be held for the backward pass.
 """
@@ -68,7 +68,7 @@ CPU_LAYOUTS: Mapping[Any, Callable[[tuple[Any, ...], Any], Any]] = {
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten.native_batch_norm_backward.default: _batch_norm_backward,
 }
-"""What puts the results of an operator in the order of the CPU's kernel, from its arguments and what meta made of them.
+"""What puts the results of an operator in the order of the CPU's kernel, from its arguments and what meta made.
 
-Meta keeps the order of what was transposed, as CUDA's kernels do; those of the CPU do not: `ATen/native/Normalization.cpp`.
+Meta keeps the order of what was transposed, as CUDA's kernels do; those of the CPU do not: `Normalization.cpp`.
 """

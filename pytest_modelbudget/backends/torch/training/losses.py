@@ -37,7 +37,7 @@ def scores_of(out: Any) -> torch.Tensor:
 
 
 def own_loss(out: Any) -> torch.Tensor | None:
-    """The number that the model returned, its `loss`, also in a list of one, or the only number beside other tensors."""
+    """The model's `loss`, one number, also in a list of one, or the only number beside other tensors."""
     if isinstance(out, torch.Tensor):
         return out if out.dim() == 0 else None
     loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
