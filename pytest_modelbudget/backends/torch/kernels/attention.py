@@ -102,8 +102,13 @@ def _is_fused(query: Any, key: Any, value: Any, mask: Any, dropout: float, causa
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor of the same shape, dtype and `requires_grad`; all rows are one."""
+    """A CPU tensor of the same shape, dtype and `requires_grad`; all rows are one.
+
+    Its columns lie one behind the other where those of `tensor` do: the fused kernel takes no others.
+    """
     row = torch.empty(tensor.shape[-1:], dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
+    if tensor.stride(-1) != 1:
+        row = row.repeat_interleave(2)[::2]
     return row.expand(tensor.shape)
 
 

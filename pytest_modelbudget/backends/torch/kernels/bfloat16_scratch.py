@@ -14,6 +14,7 @@ from math import prod
 
 from pytest_modelbudget.backends.torch.kernels.convolution_scratch import ConvolutionShape
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS
+from pytest_modelbudget.backends.torch.kernels.gemm_convolutions import columns_and_sums
 from pytest_modelbudget.backends.torch.kernels.thread_shares import (
     Shares,
     best_divider,
@@ -63,7 +64,7 @@ def weight_gradient_products(shape: ConvolutionShape) -> int:
     """Bytes of a gradient of the weights that runs as products of matrices, in plain order; 0 for one that does not."""
     is_wide = shape.is_depthwise and shape.is_wide_depthwise
     is_uneven = _reads_image(shape) and shape.filters % _LANES > 0
-    return shape.weight_products(_HALF) + 3 * _ALIGNED if is_wide or is_uneven else 0
+    return columns_and_sums(shape, _HALF) + 3 * _ALIGNED if is_wide or is_uneven else 0
 
 
 def weight_gradient_scratch(shape: ConvolutionShape, with_bias: bool) -> int:

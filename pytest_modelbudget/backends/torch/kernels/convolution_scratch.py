@@ -6,10 +6,10 @@ After the sources of oneDNN 3.13 below `src/cpu`: `gemm_convolution_utils.cpp`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
-from pytest_modelbudget.backends.torch.kernels.cpus import CPUS, FLOAT, THREADS, Cpu
+from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
 from pytest_modelbudget.backends.torch.kernels.thread_shares import (
     Shares,
     best_divider,
@@ -24,9 +24,7 @@ _PRODUCT = 40  # bytes of an entry in the list of products that are summed up
 _BARRIER = 8_320
 _LEAST_ROWS = 9  # rows of a result from which two threads may share them
 PLAIN_CHANNELS = 3  # images are read as they are
-_EIGHT = 8  # channels of a group that the gradient of weights takes at once, with AVX-512 too
 _WIDEST_DEPTHWISE = 3
-_UNROLLED = 28  # places of a row that kernels of AVX-512 make at once, at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,8 @@ class ConvolutionShape:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each channel has a group of its own."""
-        return 1 < self.groups == self.channels
+        """Whether each channel has a group of its own, with one filter."""
+        return 1 < self.groups == self.channels == self.filters
 
     @property
     def is_strided(self) -> bool:
@@ -60,15 +58,14 @@ class ConvolutionShape:
 
     @property
     def has_strided_gradient(self) -> bool:
-        """Whether the gradient of its input is made with channels last; with AVX-512 not that of groups."""
-        return self.is_strided and (self.groups == 1 or not self.cpu.is_wide)
+        """Whether the gradient of its input is made with channels last; with AVX-512 not that of groups of few filters.
 
-    @property
-    def _is_narrow(self) -> bool:
-        """Whether a group is no whole number of blocks of channels."""
-        return self._splits_blocks(self.cpu.lanes)
+        `jit_brgemm_conv_bwd_utils.cpp`, `is_grouped_small_oc`; AVX2's takes what other kernels refuse.
+        """
+        least = 8 if self.splits_blocks(4) else self.cpu.lanes
+        return self.is_strided and (self.groups == 1 or not self.cpu.is_wide or self.filters // self.groups > least)
 
-    def _splits_blocks(self, block: int) -> bool:
+    def splits_blocks(self, block: int) -> bool:
         """Whether a group is no whole number of `block` channels."""
         per_group = self.channels // self.groups, self.filters // self.groups
         return self.groups > 1 and not self.is_depthwise and any(count % block for count in per_group)
@@ -77,7 +74,7 @@ class ConvolutionShape:
     def is_wide_depthwise(self) -> bool:
         """Whether a depthwise one is more than the kernel of its gradients takes: three wide in a plane."""
         is_far = any(padding > width // 2 for padding, width in zip(self.padding, self.kernel, strict=True))
-        return self.kernel[-1] > _WIDEST_DEPTHWISE or self._is_deep_or_dilated or is_far
+        return self.kernel[-1] > _WIDEST_DEPTHWISE or self.is_deep_or_dilated or is_far
 
     @property
     def summed_copies(self) -> int:
@@ -89,7 +86,7 @@ class ConvolutionShape:
         return 1 if fits and not self.is_wide_depthwise else self.cpu.copies
 
     @property
-    def _is_deep_or_dilated(self) -> bool:
+    def is_deep_or_dilated(self) -> bool:
         return len(self.kernel) == 3 or max(self.dilation) > 1
 
     @property
@@ -102,15 +99,6 @@ class ConvolutionShape:
         """Whether it reads its input as it is: an image, and with AVX-512 what has less than a block of channels."""
         most = self.cpu.lanes - 1 if self.cpu.is_wide else PLAIN_CHANNELS
         return self.channels <= most and self.groups == 1 and not self.is_pointwise
-
-    @property
-    def of_weight_gradient(self) -> ConvolutionShape:
-        """The same on the CPU whose kernel makes the gradient of its weights.
-
-        With AVX-512 that is AVX2's for what is no image and has less than a block of channels.
-        """
-        is_left = self.cpu.is_wide and self.reads_plain_channels and self.channels > PLAIN_CHANNELS
-        return replace(self, cpu=CPUS["cpu-avx2"]) if is_left else self
 
     @property
     def is_gathered(self) -> bool:
@@ -132,60 +120,6 @@ class ConvolutionShape:
 
     def _gathered(self, channels: int) -> int:
         return FLOAT * THREADS * channels * prod(self.windows) if self.is_gathered else 0
-
-    def gemm_forward(self) -> int:
-        """Scratch of a forward pass that runs as products of matrices, 0 for one that does not."""
-        wide = (64 if self._is_narrow else 20) if self.cpu.is_wide else 14
-        is_wide = self.kernel[-1] >= wide and self.padding[-1] > 0
-        if self.is_depthwise or not (is_wide or (self._is_narrow and not self.cpu.is_wide)):
-            return 0
-        rows_are_few = self._places // THREADS < 512 and (self.batch > 1 or self.groups > 2)
-        return self._columns * (THREADS if rows_are_few and self.groups > 1 else 1) + _ALIGNED
-
-    def gemm_input_gradient(self) -> int:
-        """The same of the gradient of its input."""
-        reach = self.kernel[-1] - 1 - self.padding[-1]
-        if self.cpu.is_wide:
-            is_gemm = self.kernel[-1] >= 32 if self._is_narrow else reach > 12 or self.kernel[-1] >= 20
-        else:
-            is_gemm = self._is_narrow or reach > 7
-        if self.is_depthwise:
-            is_gemm = self._is_deep_or_dilated
-        if self.is_strided or not is_gemm:
-            return 0
-        rows_are_few = self._places // THREADS < 512 or prod(self.kernel) < 64
-        return self._columns * (THREADS if rows_are_few and (self.batch > 1 or self.groups > 2) else 1) + _ALIGNED
-
-    def gemm_weight_gradient(self) -> int:
-        """The same of the gradient of its weights."""
-        is_deep = not self.cpu.is_wide and len(self.kernel) == 3 and self.kernel[0] > 1
-        is_gemm = is_deep or self._splits_blocks(_EIGHT) or self.kernel[-1] > (14 if self.cpu.is_wide else 13)
-        is_gemm = is_gemm or (self.cpu.is_wide and self._is_dilated_beyond_map)
-        if not (self.is_wide_depthwise if self.is_depthwise else is_gemm):
-            return 0
-        return self.weight_products(FLOAT) + 2 * _ALIGNED
-
-    @property
-    def _is_dilated_beyond_map(self) -> bool:
-        """Whether a dilated window is higher than its map, or padded further than what AVX-512's kernel unrolls."""
-        kernel, gap, size = ((1, *sizes)[-2] for sizes in (self.kernel, self.dilation, self.size))
-        return gap > 1 and ((kernel - 1) * gap + 1 > size or self.padding[-1] > _UNROLLED)
-
-    def weight_products(self, itemsize: int) -> int:
-        """What the windows of one group see, of elements of `itemsize`, and four times the weights, for each thread."""
-        threads = THREADS if self._places // THREADS < 256 and (self.batch > 1 or self.groups > 2) else 1
-        weight_bytes = FLOAT * self.filters * (self.channels // self.groups) * prod(self.kernel)
-        return threads * (4 * weight_bytes + self._columns * itemsize // FLOAT)
-
-    @property
-    def _places(self) -> int:
-        """Places in a plane of the result."""
-        return prod(self.windows[-2:])
-
-    @property
-    def _columns(self) -> int:
-        """What the windows of one group see, written out for a plane."""
-        return FLOAT * self.channels // self.groups * prod(self.kernel) * self._places
 
     def strided_gradient(self, itemsize: int = FLOAT) -> int:
         """Scratch of the gradient of a strided one's input: for each thread the result's, with channels last.
@@ -267,7 +201,7 @@ class ConvolutionShape:
         The search of `jit_avx512_common_conv_bwd_weights_kernel_f32_t::balance`.
         """
         rows = (1, *self.windows)[-2]
-        shares_rows = len(self.windows) < 3 and rows > _LEAST_ROWS
+        shares_rows = len(self.windows) == 2 and rows > _LEAST_ROWS and self.dilation[0] == 1
         parts = self.batch * (rows if shares_rows else 1)
         depth = self.windows[0] if len(self.windows) == 3 else 1
         blocks = self.cpu.round_up(self.filters) // self.cpu.lanes

@@ -7,7 +7,7 @@ says. On AVX2 gradients of dilated ones have kernels of their own, whose scratch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,6 +16,13 @@ import torch
 from pytest_modelbudget.backends.torch.kernels import bfloat16_scratch as bfloat16
 from pytest_modelbudget.backends.torch.kernels.convolution_scratch import PLAIN_CHANNELS, ConvolutionShape
 from pytest_modelbudget.backends.torch.kernels.cpus import Cpu
+from pytest_modelbudget.backends.torch.kernels.direct_convolutions import lanes_of
+from pytest_modelbudget.backends.torch.kernels.gemm_convolutions import (
+    forward_columns,
+    input_gradient_columns,
+    of_weight_gradient,
+    weight_gradient_products,
+)
 from pytest_modelbudget.backends.torch.kernels.native_convolutions import (
     native_backward_workspace,
     native_transposed_backward_workspace,
@@ -120,25 +127,27 @@ class _Convolution:
         is_native = not is_half and runs_natively(shape, transposed=transposed)
         channels_last = channels_last and (transposed or not is_native)  # data is put in order for torch's own kernels
         is_ordered = prod(kernel) == 1 or _is_channels_last(weight) if channels_last else weight.is_contiguous()
-        of_gradient = shape if is_half else shape.of_weight_gradient
+        of_gradient = shape if is_half else of_weight_gradient(shape)
         image_channels = bfloat16.PLAIN_CHANNELS if is_half else PLAIN_CHANNELS
         is_image = channels <= image_channels and groups == 1 and not shape.is_pointwise
         is_plain = is_image if is_half else shape.reads_plain_channels
         itemsize = int(input.element_size())
-        of_filters = itemsize * cpu.round_up(filters) * prod(kernel)
-        padded_weight = of_filters * (cpu.round_up(channels) if groups == 1 else channels // groups)
+        blocks = cpu if is_half or shape.is_depthwise else replace(cpu, lanes=lanes_of(shape))
+        of_filters = itemsize * blocks.round_up(filters) * prod(kernel)
+        padded_weight = of_filters * (blocks.round_up(channels) if groups == 1 else channels // groups)
         plain_weight = of_filters * channels
-        sizes = 0 if is_plain else cpu.blocked_bytes(dense), cpu.blocked_bytes(windowed)
+        sizes = 0 if is_plain else blocks.blocked_bytes(dense), blocks.blocked_bytes(windowed)
         gradient_weight, narrow = plain_weight if is_image else padded_weight, of_gradient.cpu
         if narrow is not cpu:
-            gradient_weight = itemsize * narrow.round_up(filters) * narrow.round_up(channels) * prod(kernel)
+            per_group = narrow.round_up(channels) if groups == 1 else channels // groups
+            gradient_weight = itemsize * narrow.round_up(filters) * per_group * prod(kernel)
         return cls(
             shape=shape,
             input=_bytes(input),
             weight=_bytes(weight),
             output=_bytes(output),
             blocked_input=sizes[transposed],
-            blocked_gradient=cpu.blocked_bytes(input),
+            blocked_gradient=blocks.blocked_bytes(input),
             blocked_output=sizes[not transposed],
             blocked_weight=plain_weight + (channels % 2 * of_filters if is_half else 0) if is_plain else padded_weight,
             gradient_weight=gradient_weight,
@@ -155,12 +164,12 @@ class _Convolution:
 
 
 def _gemm_scratch(shape: ConvolutionShape) -> _Scratch:
-    to_weight = shape.of_weight_gradient.gemm_weight_gradient()
-    return _Scratch(shape.gemm_forward(), shape.gemm_input_gradient(), to_weight)
+    to_weight = weight_gradient_products(of_weight_gradient(shape))
+    return _Scratch(forward_columns(shape), input_gradient_columns(shape), to_weight)
 
 
 def _scratch(shape: ConvolutionShape, transposed: bool, with_bias: bool) -> _Scratch:
-    gradient, of_weight = shape.strided_gradient(), shape.of_weight_gradient
+    gradient, of_weight = shape.strided_gradient(), of_weight_gradient(shape)
     to_weight = of_weight.gathered_for_weights() + of_weight.summed_weights()
     if transposed:
         return _Scratch(gradient, gradient, to_weight)

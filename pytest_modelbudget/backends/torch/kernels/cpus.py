@@ -39,3 +39,6 @@ class Cpu:
 
 CPUS = {"cpu": Cpu(16, 256), "cpu-avx2": Cpu(8, 64)}
 """Those whose kernels are known, by their names in recipes: with AVX-512, and with AVX2."""
+
+FIRST_CACHE, SECOND_CACHE = 48 * 1024, 2**20
+"""Bytes of a core's caches, as of Zen 5: kernels make parts of a convolution that fit."""

@@ -18,6 +18,7 @@ import torch
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _GENERIC_FROM = 129  # height and width of an interpolated map, together, from which plain ones are read as they are
 _IMAGE_CHANNELS = 3
+_LEAST_PRODUCT = 400  # multiplications of a matrix, from which it goes to BLAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +130,36 @@ def _batch_norm_bytes(gradient: torch.Tensor, data: torch.Tensor, to_input: bool
 
 
 def batched_product_bytes(*operands: torch.Tensor) -> int:
-    """The same for `aten.bmm` on a CPU with AVX-512; without it torch's own kernels read operands as they lie."""
-    if operands[0].dtype is not torch.bfloat16:
-        return 0
-    return sum(_bytes(tensor) for tensor in operands if not (tensor.is_contiguous() or tensor.mT.is_contiguous()))
+    """The same for `aten.bmm`: of bfloat16, on a CPU with AVX-512, all matrices, of others one at a time.
+
+    A batch that lies neither plain nor transposed is multiplied matrix by matrix, and small ones without a copy; one
+    that is to be conjugated is written out: `LinearAlgebra.cpp`, `bmm_out_or_baddbmm_`.
+    """
+    if operands[0].dtype is torch.bfloat16:
+        return sum(_bytes(tensor) for tensor in operands if not (tensor.is_contiguous() or tensor.mT.is_contiguous()))
+    left, right = operands
+    conjugated = sum(_bytes(tensor) for tensor in operands if tensor.is_conj())
+    is_small = left.shape[1] * left.shape[2] * right.shape[2] < _LEAST_PRODUCT
+    if is_small or left.shape[0] < 2 or all(map(_is_matrix, operands)):
+        return conjugated
+    return conjugated + sum(_bytes(tensor[0]) for tensor in operands if not _is_matrix(tensor))
+
+
+def _is_matrix(tensor: torch.Tensor) -> bool:
+    """Whether each matrix of a batch lies plain or transposed, with gaps between rows or without."""
+    (rows, columns), (outer, inner) = tensor.shape[-2:], tensor.stride()[-2:]
+    return bool((inner == 1 and outer >= columns) or (outer == 1 and inner >= rows))
+
+
+def transform_bytes(op: str, data: torch.Tensor, dims: list[int]) -> int:
+    """The same for Fourier transforms, which are made along the last dimensions, with MKL: `mkl/SpectralOps.cpp`.
+
+    One back to real numbers along several transforms all but the last by themselves first.
+    """
+    if op == "aten._fft_c2r" and len(dims) > 1:
+        return 2 * _bytes(data)
+    last = set(range(data.dim() - len(dims), data.dim()))
+    return 0 if {dim % data.dim() for dim in dims} == last else _bytes(data)
 
 
 def _promoted_bytes(args: tuple[Any, ...], results: tuple[torch.Tensor, ...] = ()) -> int:

@@ -19,7 +19,11 @@ from pytest_modelbudget.backends.torch.kernels.convolutions import (
     convolution_workspace,
 )
 from pytest_modelbudget.backends.torch.kernels.cpus import FLOAT, THREADS, Cpu
-from pytest_modelbudget.backends.torch.kernels.operand_copies import batched_product_bytes, copied_bytes
+from pytest_modelbudget.backends.torch.kernels.operand_copies import (
+    batched_product_bytes,
+    copied_bytes,
+    transform_bytes,
+)
 from pytest_modelbudget.backends.torch.kernels.temporaries import temporary_bytes
 
 
@@ -54,7 +58,9 @@ def workspace(
     if cpu and op == "aten.convolution_backward":
         return convolution_backward_workspace(cpu, args)
     if cpu and op == "aten.bmm":
-        return batched_product_bytes(*args[:2]) if cpu.is_wide else 0
+        return batched_product_bytes(*args[:2]) if cpu.is_wide or args[0].dtype is not torch.bfloat16 else 0
+    if cpu and op in ("aten._fft_r2c", "aten._fft_c2c", "aten._fft_c2r"):
+        return transform_bytes(op, *args[:2])
     return copied_bytes(op, args, out) + temporary_bytes(op, args, out) if cpu else 0
 
 

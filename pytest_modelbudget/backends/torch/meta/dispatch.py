@@ -6,7 +6,7 @@ constants, so that code may ask `mask.all()` or `positions.max().item()`. When b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from math import prod
 from typing import Any
@@ -59,6 +59,9 @@ class MetaDispatcher:
     Where `counts_all` says so, only constants of one element do: whole numbers that are made on the device are its
     memory there, as codes of quantised states are, and not what a model decides by.
     """
+
+    layouts: Mapping[Any, Callable[[tuple[Any, ...], Any], Any]] = {}
+    """What orders the results of an operator as a device does, from its arguments and what meta made of them."""
 
     def __init__(
         self,
@@ -174,6 +177,8 @@ class MetaDispatcher:
         except Exception as error:  # which the model may swallow
             self._readings.refused = self._readings.refused or wants_more_than_meta(error)
             raise
+        if func in self.layouts:
+            out = self.layouts[func](args, out)
         if func in _RESIZING:  # made in the memory of a tensor like their operand, which never shrinks: Col2Im.cu
             out.untyped_storage().resize_(max(out.nbytes, args[0].nbytes))
         return out

@@ -37,11 +37,11 @@ def scores_of(out: Any) -> torch.Tensor:
 
 
 def own_loss(out: Any) -> torch.Tensor | None:
-    """The number that the model returned, its `loss`, or the only number beside other tensors."""
+    """The model's `loss`, one number, also in a list of one, or the only number beside other tensors."""
     if isinstance(out, torch.Tensor):
         return out if out.dim() == 0 else None
     loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-    if isinstance(loss, torch.Tensor) and loss.dim() == 0:
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
         return loss
     numbers = [tensor for tensor in tensors(out) if tensor.dim() == 0 and tensor.requires_grad]
     return numbers[0] if len(numbers) == 1 and isinstance(out, (tuple, list)) else None

@@ -23,8 +23,9 @@ from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels, autocast_asked_of_cuda
-from pytest_modelbudget.backends.torch.kernels.layouts import channels_last_kept
+from pytest_modelbudget.backends.torch.kernels.layouts import CPU_LAYOUTS, channels_last_kept
 from pytest_modelbudget.backends.torch.kernels.native_attention import native_attention
+from pytest_modelbudget.backends.torch.kernels.temporaries import notes_of_values
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.memory.shown import show_memory_trace
 from pytest_modelbudget.backends.torch.meta.answers import AnsweringDispatcher, Answers
@@ -184,8 +185,10 @@ class StepRecording:
             del alive, averages
             if self.answers is not None:
                 self.answers.check()
-        notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes)
-        memory_trace = replace(recorder.memory_trace(), notes=notes)
+        memory_trace = recorder.memory_trace()
+        of_values = [] if self.on_cuda else notes_of_values(event.op for event in memory_trace.events)
+        notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes, *of_values)
+        memory_trace = replace(memory_trace, notes=notes)
         if is_compiled(recipe):
             memory_trace = replace(memory_trace, error_percent=error_of(recipe, self.model).worst)
         show_memory_trace(memory_trace, self.runnable.log)
@@ -237,6 +240,12 @@ class StepRecording:
 
     def dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
         """What runs the operators."""
+        dispatcher = self._dispatcher(recorder, call)
+        if not self.on_cuda:
+            dispatcher.layouts = CPU_LAYOUTS
+        return dispatcher
+
+    def _dispatcher(self, recorder: Recorder, call: ModelCall) -> MetaDispatcher:
         placed = self.runnable.meta_cache, call.readings, lambda: recorder.on_device
         if self.answers is not None:
             place = place_of(recorder, self.model)
