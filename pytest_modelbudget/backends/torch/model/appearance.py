@@ -42,6 +42,11 @@ def as_on_cpu(package: str | None = None) -> Iterator[None]:
         yield
 
 
+def seems_to_be_on(device: torch.device) -> bool:
+    """Whether tensors on meta stand for ones on this device: the CPU inside `as_on_cpu`, else an accelerator."""
+    return device.type == "cpu" if _MODEL_PACKAGES.get(threading.get_ident()) else device.type not in ("cpu", "meta")
+
+
 def _patch() -> Callable[[], None]:
     """Give `torch.Tensor` and the storages attributes of their own, in front of those that they inherit."""
     tensor, storage = torch._C.TensorBase, torch._C.StorageBase
