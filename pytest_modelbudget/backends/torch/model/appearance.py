@@ -7,6 +7,7 @@ on a CPU look for kernels that one machine has and another has not.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -128,4 +129,4 @@ def _is_model_file(file: str, package: str | None) -> bool:
     return owner != "keras" and (package is None or owner in (None, package))
 
 
-_AWARE_OF_META = (str(Path(torch.__file__).parent), PACKAGE_FOLDER)
+_AWARE_OF_META = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, PACKAGE_FOLDER))
