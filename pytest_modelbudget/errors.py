@@ -25,8 +25,9 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """`, did you mean 'params'` for an error about a name that is not known; empty where none is near it."""
     from difflib import get_close_matches  # most runs need none
 
-    nearest = get_close_matches(str(name), list(known), n=1)
-    return f", did you mean {nearest[0]!r}" if nearest else ""
+    by_small_letters = {word.casefold(): word for word in known}
+    nearest = get_close_matches(str(name).casefold(), list(by_small_letters), n=1)
+    return f", did you mean {by_small_letters[nearest[0]]!r}" if nearest else ""
 
 
 class TooLarge(ModelBudgetError):

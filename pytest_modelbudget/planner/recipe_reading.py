@@ -34,6 +34,14 @@ _ENGINE_FLAGS: Mapping[str, str] = {
 """Which key of `serving` says what a flag of vLLM, SGLang, TensorRT-LLM, TGI or llama.cpp does."""
 
 
+_OTHER_WORDS: dict[Path, str] = {
+    ("training", "sharding", "zero3"): "fsdp",
+    ("training", "sharding", "hsdp"): "fsdp: 8, ddp: 2",
+    ("training", "sharding", "pp"): "pipeline: {ranks: ...}, beside sharding",
+}
+"""What others call by a name that is no key here, and how it is written."""
+
+
 def parse(section: Any, kind: RecipeType) -> AnyRecipe:
     """Read a `training:`, `inference:` or `serving:` section of a manifest.
 
@@ -64,13 +72,20 @@ def _hint(title: str, name: Any, keys: Collection[str]) -> str:
 def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
     known_keys = _keys_below((title, name))
     for inner in value if known_keys and isinstance(value, Mapping) else ():
-        hint = "" if inner in known_keys else place_hint((title, name, inner)) or did_you_mean(inner, known_keys)
+        hint = "" if inner in known_keys else _hint((title, name, inner), known_keys)
         if hint:
             raise ModelBudgetError(f"{title}.{name}: unknown key {inner!r}{hint}; known are {', '.join(known_keys)}")
     problem, parsed = key.read(value)
     if problem:
         raise ModelBudgetError(f"{title}.{name}: {problem}, not {value!r}")
     return parsed
+
+
+def _hint(path: tuple[Any, ...], known_keys: tuple[str, ...]) -> str:
+    """What an unknown key in a table of a recipe may be meant as; empty where nothing is near it."""
+    if words := _OTHER_WORDS.get(path):
+        return f", which is written as {words}"
+    return place_hint(path) or did_you_mean(path[-1], known_keys)
 
 
 def place_hint(path: tuple[Any, ...]) -> str:

@@ -113,6 +113,8 @@ def test_every_key_is_read() -> None:
             "training.sharding: unknown key 'zero', did you mean 'zero",
             id="unknown sharding",
         ),
+        pytest.param({"sharding": {"zero3": 8}}, "unknown key 'zero3', which is written as fsdp", id="another's word"),
+        pytest.param({"optimizer": "AdamW"}, "did you mean 'adamw'", id="capitals"),
         pytest.param({"sharding": {"fsdp1": 2, "tp": 2}}, "zero1 and fsdp1 with nothing", id="FSDP1 with another"),
         pytest.param(
             {"sharding": {"fsdp": 8, "rotate": "alltoall"}},

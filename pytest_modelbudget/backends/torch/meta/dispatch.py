@@ -17,6 +17,7 @@ from pytest_modelbudget.backends.torch.compat import OpOverload, tree_map_only
 from pytest_modelbudget.backends.torch.meta import sparse
 from pytest_modelbudget.backends.torch.meta.cache import MetaCache
 from pytest_modelbudget.backends.torch.meta.readings import Readings
+from pytest_modelbudget.backends.torch.model.appearance import seems_to_be_on
 from pytest_modelbudget.backends.torch.model.meta_tensors import MAX_CONSTANT_ELEMENTS, META, META_FROM_ELEMENTS
 from pytest_modelbudget.backends.torch.model.pytree import lies_on_meta, storage_key, tensors
 from pytest_modelbudget.backends.torch.model.stored_tensors import is_sparse
@@ -233,7 +234,7 @@ class MetaDispatcher:
         device = kwargs.get("device")
         kwargs_kept = {key: item for key, item in kwargs.items() if key not in ("device", "pin_memory", "non_blocking")}
         if tensor.is_meta:
-            return func(*args, **kwargs_kept)
+            return tensor.detach() if _stays(tensor, kwargs) else func(*args, **kwargs_kept)
         if self._is_unknown(tensor):
             return func(tensor.to(META), *args[1:], **kwargs_kept)
         if device is None or device.type == "cpu":
@@ -247,6 +248,13 @@ class MetaDispatcher:
     def _mark_unknown(self, tensor: torch.Tensor) -> None:
         self._unknown.add(storage_key(tensor))
         self._pinned.append(tensor)
+
+
+def _stays(tensor: torch.Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether a tensor on meta is only sent to where it seems to lie already, which copies nothing."""
+    device, dtype, layout = kwargs.get("device"), kwargs.get("dtype"), kwargs.get("memory_format")
+    is_as_it_was = dtype in (None, tensor.dtype) and layout in (None, torch.preserve_format)
+    return is_as_it_was and device is not None and seems_to_be_on(device)
 
 
 class RealDispatcher(MetaDispatcher):

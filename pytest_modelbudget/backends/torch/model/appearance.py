@@ -7,6 +7,7 @@ on a CPU look for kernels that one machine has and another has not.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,11 @@ def as_on_cpu(package: str | None = None) -> Iterator[None]:
     with _PATCHED.inside(), UndoOnExit(partial(inside.__delitem__, slice(len(inside), None))):
         inside.append(package)
         yield
+
+
+def seems_to_be_on(device: torch.device) -> bool:
+    """Whether tensors on meta stand for ones on this device: the CPU inside `as_on_cpu`, else an accelerator."""
+    return device.type == "cpu" if _MODEL_PACKAGES.get(threading.get_ident()) else device.type not in ("cpu", "meta")
 
 
 def _patch() -> Callable[[], None]:
@@ -123,4 +129,4 @@ def _is_model_file(file: str, package: str | None) -> bool:
     return owner != "keras" and (package is None or owner in (None, package))
 
 
-_AWARE_OF_META = (str(Path(torch.__file__).parent), PACKAGE_FOLDER)
+_AWARE_OF_META = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, PACKAGE_FOLDER))

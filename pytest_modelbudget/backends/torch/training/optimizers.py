@@ -19,6 +19,7 @@ from pytest_modelbudget.backends.torch.training.published_optimizers import (
     Lion,
     Sophia,
     linear_weights,
+    named_linear_weights,
     names_of,
 )
 from pytest_modelbudget.backends.torch.training.quantized_optimizers import (
@@ -103,10 +104,16 @@ def _plain(kind: Callable[..., Any], **fixed: Any) -> _Make:
 
 
 def _low_rank(kind: Callable[..., Any], **defaults: Any) -> _Make:
-    """Linear layers of attention and MLP are projected unless `targets` name others, as the published scripts do it."""
+    """Linear layers of attention and MLP are projected unless `targets` name others, as the published scripts do it.
+
+    Where a model has none of such a name these scripts train it by plain AdamW; `targets` have to name some.
+    """
 
     def make(params: list[nn.Parameter], options: dict[str, Any], recipe: Training, model: nn.Module) -> Any:
-        projected = linear_weights(model, options.pop("targets", ("attn", "mlp")))
+        if targets := options.pop("targets", None):
+            projected = named_linear_weights(model, targets)
+        else:
+            projected = linear_weights(model, ("attn", "mlp"))
         return kind(params, projected=projected, **{**defaults, **options})
 
     return make

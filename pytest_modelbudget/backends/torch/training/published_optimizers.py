@@ -222,6 +222,16 @@ class LowRank(PublishedOptimizer):
         if value not in planned:
             raise ValueError(f"{type(self).__name__}: {option} {value} is not planned, only {' and '.join(planned)}")
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """That nothing is of low rank, where that is so."""
+        if self._projected:
+            return ()
+        return (
+            "nothing is projected, and all states are those of AdamW: no Linear layer's name contains attn or mlp, as "
+            "the published scripts want it; name layers with optimizer_options: {targets: [...]}",
+        )
+
     def update(self, param: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], names: Any) -> None:
         """See `PublishedOptimizer.update`."""
         projects = id(param) in self._projected
@@ -258,6 +268,8 @@ class GaLore(LowRank):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the solver takes is not known."""
+        if not self._projected:
+            return super().notes
         return ("galore: the step is one that renews its projections, without the workspace of the SVD",)
 
     def projection(self, gradient: torch.Tensor, right: bool) -> torch.Tensor:
@@ -345,18 +357,23 @@ def names_of(model: nn.Module) -> dict[int, str]:
 
 
 def linear_weights(model: nn.Module, targets: Iterable[str]) -> frozenset[int]:
-    """The weights of Linear layers whose name contains one of `targets`, by `id`.
+    """The weights of Linear layers whose name contains one of `targets`, by `id`."""
+    targets = list(targets)
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return frozenset(id(layer.weight) for name, layer in layers if any(target in name for target in targets))
+
+
+def named_linear_weights(model: nn.Module, targets: Iterable[str]) -> frozenset[int]:
+    """The same of `targets` that a recipe names.
 
     Raises:
         ValueError: there are none.
     """
     targets = list(targets)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    weights = [module.weight for name, module in layers.items() if any(target in name for target in targets)]
-    if not weights:
-        names = ", ".join(list(layers)[:3]) or "none"
-        raise ValueError(
-            f"no Linear layer's name contains {' or '.join(targets)} (there are {names}): give "
-            "optimizer_options: {targets: [...]}"
-        )
-    return frozenset(map(id, weights))
+    if weights := linear_weights(model, targets):
+        return weights
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    raise ValueError(
+        f"no Linear layer's name contains {' or '.join(targets)} (there are {', '.join(names[:3]) or 'none'}): give "
+        "optimizer_options: {targets: [...]}"
+    )

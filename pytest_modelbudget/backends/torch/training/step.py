@@ -163,7 +163,8 @@ class StepRecording:
             call = self.inputs()
             recorder = self.recorder_for(call, kernels)
             averages = averaged_weights(self.weights(), recorder) if isinstance(recipe, Training) and recipe.ema else []
-            stack.enter_context(quiet_modes(self.runnable, isinstance(recipe, Training), on_cpu=not self.on_cuda))
+            as_on_cpu = not self.on_cuda or self.answers is not None  # which a copy gave that ran on the CPU
+            stack.enter_context(quiet_modes(self.runnable, isinstance(recipe, Training), on_cpu=as_on_cpu))
             stack.enter_context(kernels)
             dispatcher = self.dispatcher(recorder, call)
             stack.enter_context(value_reads_observed(dispatcher.note_read))

@@ -211,6 +211,29 @@ def test_bases_of_bitsandbytes_under_peft(kind: str) -> None:
     assert own in (None, pytest.approx(planned, abs=4 * COUNTERS))
 
 
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "LoraConfig": {"r": 4, "use_rslora": True},
+    "IA3Config": {"feedforward_modules": ["down"]},
+    "AdaLoraConfig": {"init_r": 6, "target_r": 4, "total_step": 100},
+    "VeraConfig": {"r": 16},
+    "RandLoraConfig": {"r": 4},
+    "LoHaConfig": {"r": 4},
+    "LoKrConfig": {"r": 4},
+    "MissConfig": {"r": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KERNELS is None, reason="what kernels of this CPU take is not known")
+@pytest.mark.parametrize("config", ADAPTERS)
+def test_adapters_of_peft(config: str) -> None:
+    """A model that peft made is planned as it is, whatever its adapters are: the peak is that of a real step."""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(Net(), getattr(peft, config)(target_modules=["down"], **ADAPTERS[config]))
+    real = allocated(model, torch.rand(64, 16, 64), sgd)
+    assert traced(model, [64, 16, 64], RECIPE).peak() == pytest.approx(real, abs=COUNTERS)
+
+
 @pytest.mark.parametrize(("kernels", "asked"), [("cuda", True), ("cpu", False)])
 def test_a_model_may_ask_whether_cuda_has_autocast(kernels: Any, asked: bool) -> None:
     """As peft's layers over quantised weights do: it is on where the recipe's device is one of CUDA."""

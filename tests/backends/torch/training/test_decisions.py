@@ -14,7 +14,7 @@ from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch.model import real_copy
 from pytest_modelbudget.backends.torch.training import decisions
 from pytest_modelbudget.summary import Plan
-from tests.real_steps import KERNELS, allocated, sgd
+from tests.real_steps import KERNELS, allocated, measured, sgd
 
 
 class Layer(nn.Module):
@@ -69,6 +69,68 @@ def test_decisions_are_those_of_a_real_pass(picks: bool) -> None:
 def test_recomputed_blocks_decide_again() -> None:
     """What is recomputed in the backward pass gets the answers of the forward pass."""
     assert planned(training={"checkpointing": "blocks"}).peak_bytes
+
+
+class AsksWhere(nn.Module):
+    """Decides by values, another number of times on a CPU, as torchvision's `batched_nms` does."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.lin, self.asks = nn.Linear(64, 64), asks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.lin(x))
+        if not self.asks or x.device.type == "cpu":
+            return x[x.sum(1) >= 0] if torch.isfinite(x).all() else x
+        return x[torch.where(x >= 0)[0]]
+
+
+def test_a_plan_goes_the_way_of_the_pass_it_has_the_decisions_of() -> None:
+    """Models that ask for their device go the way of the CPU, where the real pass was, on a GPU's kernels too."""
+    asking, plain = (planned(lambda asks=asks: AsksWhere(asks), training={"kernels": "cuda"}) for asks in (True, False))
+    assert asking.peak_bytes is not None
+    assert asking.peak_bytes == plain.peak_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KERNELS is None, reason="not known what this machine's kernels take")
+def test_a_detector_trains_on_its_targets() -> None:
+    """A Faster R-CNN of torchvision; how many boxes it proposes depends on its random weights, hence the tolerance."""
+    detection = pytest.importorskip("torchvision").models.detection
+
+    def build() -> nn.Module:
+        model: nn.Module = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+            weights=None, weights_backbone=None, num_classes=5
+        )
+        return model
+
+    boxes = torch.tensor([[10.0, 10.0, 60.0, 70.0], [30.0, 20.0, 90.0, 100.0]])
+    images, targets = [torch.rand(3, 128, 128)], [{"boxes": boxes, "labels": torch.ones(2, dtype=torch.int64)}]
+
+    def loss(out: Any) -> torch.Tensor:
+        return sum(out.values())  # type: ignore[no-any-return]
+
+    model, alive = build().train(), dict[str, Any]()
+
+    def step() -> None:
+        optimizer = alive.setdefault("optimizer", sgd(list(model.parameters())))
+        model.zero_grad()
+        alive["out"] = model(images, targets)
+        alive["loss"] = loss(alive["out"])
+        alive["loss"].backward()
+        optimizer.step()
+
+    real = measured(step, 2) + sum(
+        tensor.nbytes
+        for tensor in (
+            *model.parameters(),
+            *model.buffers(),
+            *images,
+            *(t for target in targets for t in target.values()),
+        )
+    )
+    recipe = {"optimizer": "sgd", "kernels": KERNELS or "cpu", "loss": loss, "outputs": "kept"}
+    assert plan(build, lambda: (images, targets), training=recipe).peak_bytes == pytest.approx(real, rel=5e-3)
 
 
 STEPS = {"steps": lambda model, x: square(model(x)).backward(), "loss": "auto", "loop": None}

@@ -283,6 +283,15 @@ def test_optimizers_in_the_backward_pass(recipe: dict[str, Any], real: Any) -> N
     assert record_step(runnable, {}, Training(kernels="cpu", **recipe)).peak() == usual_peak > peak
 
 
+def test_nothing_is_projected() -> None:
+    """A model without layers of such names is trained by the plain AdamW of the published code, and the plan says so."""
+    model, kind = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 300)), published("galore_torch", "GaLoreAdamW")
+    trace = traced(model, "float32", optimizer="galore")
+    real = real_peak(model, usual(lambda model: kind(model.parameters())))
+    assert trace.peak() == pytest.approx(real, abs=SCALARS)
+    assert [note for note in trace.notes if "no Linear layer's name contains attn or mlp" in note]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lomo(dtype: torch.dtype) -> None:

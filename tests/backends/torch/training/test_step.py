@@ -354,6 +354,25 @@ def test_gradients_of_activations_are_one_kernel(activation: nn.Module) -> None:
     assert traced(model, [256, 8], Training(optimizer="sgd", kernels="cpu")).peak() == allocated(model, data, sgd)
 
 
+class Moved(nn.Module):
+    """A frozen table that is sent to where the input lies, as peft's VeRA does with its shared matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 64)
+        self.register_buffer("table", torch.rand(64, 700))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) @ self.table[:, :512].to(x.device)  # type: ignore[index]
+
+
+def test_a_move_to_where_a_tensor_lies_copies_nothing() -> None:
+    """Tensors without memory seem to be on the CPU, and stay where they are when they are sent there."""
+    model = Moved()
+    planned = traced(model, SHAPE, Training(kernels="cpu", optimizer="sgd"))
+    assert planned.peak() == allocated(model, torch.rand(SHAPE), sgd)
+
+
 def test_the_second_step_has_the_states() -> None:
     """The first step makes the states, the second is measured with them there."""
     model = nn.Linear(64, 64, bias=False)
