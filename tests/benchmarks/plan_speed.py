@@ -113,6 +113,12 @@ EXPERT_TRAININGS: tuple[dict[str, Any], ...] = (
         "sharding": {"fsdp": 8, "ep": 4},
         "loss": "cross_entropy",
     },
+    {
+        "pipeline": {"ranks": 2, "schedule": "interleaved1f1b", "microbatches": 4},
+        "sharding": {"fsdp": 8, "ep": 4},
+        "loss": "cross_entropy",
+        "checkpointing": "blocks",
+    },
 )
 INFERENCES: tuple[dict[str, Any], ...] = (
     {},
@@ -173,7 +179,6 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
 SLOWER: tuple[tuple[str, dict[str, Any], float], ...] = (
     ("GPT-2", {"compile": {"inductor": "blocks"}}, 2),  # graphs of two blocks: the first has an input without gradient
     ("GPT-2", {"compile": "inductor"}, 2),  # torch's own graphs of three blocks take most of it, however many there are
-    ("Mixture", {"ranks": 2, "schedule": "1f1b"}, 2),  # each microbatch runs: it lets go of what the last one left
 )
 """For a model, or all, what has so many times the bar, and why."""
 
