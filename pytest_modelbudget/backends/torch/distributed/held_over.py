@@ -82,7 +82,7 @@ class HoldingRecorder(CollectiveRecorder):
         """Begin a pass; the list gets the last event and the number of a place whenever that gets a tensor."""
         taken: list[tuple[int, int]] = []
         for index, place in enumerate(places):
-            place.on_put = lambda index=index: taken.append((len(self._events) - 1, index))  # type: ignore[misc]
+            place.on_put = lambda index=index: taken.append((len(self._events) - 1, index))
         return taken
 
     def left_in(self, places: Sequence[HeldOver], taken: Sequence[tuple[int, int]], start: int) -> Places:
