@@ -6,7 +6,7 @@ the CPU seconds are those of the build and the plan, the least of a few runs. Th
 bar: 1 second for GPT-2, 4 for Llama and for a mixture of experts of as many layers, more for what `SLOWER` names. Rows
 of advice are plans of a run that does not fit a device, with what would help and the cheapest way to fit. Words run
 only the recipes that have each of them in their lines, `--rounds 3` looks three times, and `--profile` prints where the
-time of one goes. Needs `pip install transformers`.
+time of one goes. Needs `pip install transformers diffusers`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,42 @@ import transformers  # noqa: E402
 
 import pytest_modelbudget.backends.torch.planning  # noqa: E402, F401
 from pytest_modelbudget import plan  # noqa: E402
+from pytest_modelbudget.planner.recipe import OPTAX_OPTIMIZERS, OPTIMIZERS  # noqa: E402
 from pytest_modelbudget.summary import Plan  # noqa: E402
 from tests.backends.torch.real_experts import Mixture  # noqa: E402
 
 LORA = {"rank": 16, "targets": "all-linear"}
 NF4 = {"nf4": {"double_quant": True}}
+NOT_OF_TORCH = {"ftrl", "lamb", *OPTAX_OPTIMIZERS}
+BY_NAME = tuple(name for name in OPTIMIZERS if name not in NOT_OF_TORCH and name != "adamw")
+
+
+def preference_step(models: Any, ids: Any, optimizers: Any) -> None:
+    """DPO: the first half of a batch was chosen, the second rejected."""
+    optimizers["policy"].zero_grad()
+    with torch.no_grad():
+        reference = likelihoods(models["reference"], ids)
+    chosen, rejected = (likelihoods(models["policy"], ids) - reference).chunk(2)
+    (-torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()).backward()
+    optimizers["policy"].step()
+
+
+def likelihoods(model: Any, ids: Any) -> Any:
+    """The log of the probability of each row."""
+    scores = model(ids).logits[:, :-1].log_softmax(-1)
+    return scores.gather(2, ids[:, 1:, None]).sum((1, 2))
+
+
+def image_of(models: Any, ids: Any) -> Any:
+    """Stable Diffusion: 20 steps with guidance, of prompts behind as many empty ones."""
+    words = models["text"](ids)[0]
+    latents = torch.randn(ids.shape[0] // 2, 4, 64, 64, device=ids.device, dtype=words.dtype)
+    for step in range(20):
+        freely, guided = models["unet"](torch.cat([latents, latents]), step, words).sample.chunk(2)
+        latents = latents - 0.1 * (freely + 7.5 * (guided - freely))
+    return models["decoder"].decode(latents).sample
+
+
 TRAININGS: tuple[dict[str, Any], ...] = (
     {},
     {"precision": "bf16"},
@@ -56,10 +87,8 @@ TRAININGS: tuple[dict[str, Any], ...] = (
     ),
     {"foreach": False},
     {"fused": True},
-    *({"optimizer": name} for name in ("adam", "adagrad", "rmsprop", "adafactor", "lion", "none")),
+    *({"optimizer": name} for name in BY_NAME),
     {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}},
-    *({"optimizer": name} for name in ("adamw-8bit", "adamw-4bit", "paged-adamw-8bit", "lion-8bit", "adam-mini")),
-    *({"optimizer": name} for name in ("adopt", "sophia", "galore", "apollo", "apollo-mini", "lomo")),
     {"in_backward": True},
     {"offload": ["optimizer"]},
     {"offload": ["optimizer", "gradients"]},
@@ -76,6 +105,7 @@ TRAININGS: tuple[dict[str, Any], ...] = (
      "optimizer": "paged-adamw-8bit", "checkpointing": "blocks"},
     {"lora": {**LORA, "base": NF4}, "precision": "bf16", "checkpointing": "blocks", "gradient_accumulation": 16},
     *({"sharding": {name: 8}} for name in ("ddp", "zero1", "fsdp", "zero2", "fsdp1", "tp")),
+    {"steps": preference_step, "precision": "bf16"},
     {"sharding": {"ddp": 2, "fsdp": 4, "tp": 2}},
     {"sharding": {"fsdp": 8}, "offload": ["params"]},
     {"sharding": {"ddp": 8}, "gradient_accumulation": 4, "no_sync": True},
@@ -113,6 +143,12 @@ EXPERT_TRAININGS: tuple[dict[str, Any], ...] = (
         "sharding": {"fsdp": 8, "ep": 4},
         "loss": "cross_entropy",
     },
+    {
+        "pipeline": {"ranks": 2, "schedule": "interleaved1f1b", "microbatches": 4},
+        "sharding": {"fsdp": 8, "ep": 4},
+        "loss": "cross_entropy",
+        "checkpointing": "blocks",
+    },
 )
 INFERENCES: tuple[dict[str, Any], ...] = (
     {},
@@ -123,6 +159,7 @@ INFERENCES: tuple[dict[str, Any], ...] = (
     {"offload": {"params": ["*.1?"]}, "precision": "bf16"},
     {"compile": "inductor"},
 )
+DIFFUSIONS: tuple[dict[str, Any], ...] = ({"steps": image_of, "precision": "fp16"},)
 SERVINGS: tuple[dict[str, Any], ...] = (
     {"requests": 64},
     {"engine": "contiguous", "requests": 8},
@@ -150,6 +187,26 @@ def mixture() -> Any:
     return Mixture(layers=32)
 
 
+def pair(build: Callable[[], Any]) -> Any:
+    """A model that is trained, and one that it is held against."""
+    return {"policy": build(), "reference": build().requires_grad_(False)}
+
+
+def diffusion() -> Any:
+    """Stable Diffusion 1.5: its encoder of text, what takes away noise, and what makes images of latents."""
+    import diffusers
+
+    text = transformers.CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+    return {
+        "text": transformers.CLIPTextModel(text),
+        "unet": diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        "decoder": diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        ),
+    }  # fmt: skip
+
+
 def tiny_mixture() -> Any:
     """What is planned before the clock starts."""
     return Mixture(layers=2)
@@ -169,11 +226,11 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
     "GPT-2": (gpt2, tiny_gpt2, 1.0),
     "Llama-8B": (llama, tiny_llama, 4.0),
     "Mixture": (mixture, tiny_mixture, 4.0),
+    "Diffusion": (diffusion, tiny_gpt2, 4.0),
 }
 SLOWER: tuple[tuple[str, dict[str, Any], float], ...] = (
     ("GPT-2", {"compile": {"inductor": "blocks"}}, 2),  # graphs of two blocks: the first has an input without gradient
     ("GPT-2", {"compile": "inductor"}, 2),  # torch's own graphs of three blocks take most of it, however many there are
-    ("Mixture", {"ranks": 2, "schedule": "1f1b"}, 2),  # each microbatch runs: it lets go of what the last one left
 )
 """For a model, or all, what has so many times the bar, and why."""
 
@@ -181,14 +238,17 @@ ADVICE = 8
 """How many times the bar of a plan advice may take: it is up to ten of levers, and 16 of ways to fit."""
 
 INPUTS = "int64[B, T]"
-BATCH, TOKENS = 4, 1024
+BATCH, TOKENS, PROMPT = 4, 1024, 77
 LANGUAGE_RECIPES = (
     *(("training", recipe) for recipe in TRAININGS),
     *(("inference", recipe) for recipe in INFERENCES),
     *(("serving", recipe) for recipe in SERVINGS),
     *(("advice", recipe) for recipe in ADVISED),
 )
-EXPERT_RECIPES = tuple(("training", recipe) for recipe in EXPERT_TRAININGS)
+OTHER_RECIPES = {
+    "Mixture": tuple(("training", recipe) for recipe in EXPERT_TRAININGS),
+    "Diffusion": tuple(("inference", recipe) for recipe in DIFFUSIONS),
+}
 
 NOT_OF_GPT2 = (
     *({"optimizer": name} for name in ("galore", "apollo", "apollo-mini")), {"tp": 8}, {"tp": 2}, {"ranks": 8},
@@ -198,7 +258,8 @@ NOT_OF_GPT2 = (
 
 def line_of(model: str, kind: str, recipe: dict[str, Any]) -> str:
     """A recipe as it is shown, and found by words."""
-    return f"{model:10}{kind}: {', '.join(f'{key}: {value}' for key, value in recipe.items()) or 'as it is by itself'}"
+    words = (f"{key}: {getattr(value, '__name__', value)}" for key, value in recipe.items())
+    return f"{model:10}{kind}: {', '.join(words) or 'as it is by itself'}"
 
 
 def plan_once(model: str, kind: str, recipe: dict[str, Any]) -> Plan:
@@ -207,8 +268,13 @@ def plan_once(model: str, kind: str, recipe: dict[str, Any]) -> Plan:
         device = ADVISED_ON[model]
         return plan(MODELS[model][0], INPUTS, training=recipe, dims={"T": TOKENS}, name="model", devices=device)
     batch = {} if kind == "serving" or "batch" in recipe else {"batch": BATCH}
-    build = partial(without_cache, MODELS[model][0]) if "compile" in recipe else MODELS[model][0]
-    return plan(build, INPUTS, **{kind: recipe}, **batch, dims={"T": TOKENS}, name="model")  # type: ignore[arg-type]
+    build = MODELS[model][0]
+    if "compile" in recipe:
+        build = partial(without_cache, build)
+    elif "steps" in recipe and model != "Diffusion":
+        build = partial(pair, build)
+    tokens = PROMPT if model == "Diffusion" else TOKENS
+    return plan(build, INPUTS, **{kind: recipe}, **batch, dims={"T": tokens}, name="model")  # type: ignore[arg-type]
 
 
 def without_cache(build: Callable[[], Any]) -> Any:
@@ -257,6 +323,8 @@ def warm_up() -> None:
     for build in (tiny_gpt2, tiny_llama, tiny_mixture):
         for options in ({"training": {"precision": "bf16-mixed"}}, {"training": {"sharding": {"fsdp": 2}}}):
             plan(build, INPUTS, **options, batch=1, dims={"T": 16}, name="tiny")  # type: ignore[arg-type]
+    with torch.device("meta"):
+        diffusion()
     compiled = partial(without_cache, tiny_gpt2)
     plan(compiled, INPUTS, inference={"compile": "inductor"}, batch=1, dims={"T": 16}, name="tiny")
     torch._inductor.fx_passes.joint_graph.lazy_init()
@@ -267,7 +335,7 @@ def warm_up() -> None:
 def chosen(words: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """The cases whose lines have all words."""
     for model in MODELS:
-        for kind, recipe in EXPERT_RECIPES if model == "Mixture" else LANGUAGE_RECIPES:
+        for kind, recipe in OTHER_RECIPES.get(model, LANGUAGE_RECIPES):
             refused = "fp8" in recipe or any(_within(options, recipe) for options in NOT_OF_GPT2)
             if not (model == "GPT-2" and refused) and all(word in line_of(model, kind, recipe) for word in words):
                 yield model, kind, recipe

@@ -5,7 +5,7 @@ ranks of both are to correlate by at least 0.95. Each line shows both, and how m
 option `--markdown` prints the table of groups for the documentation, and words run only rows that have each of them.
 Steps of models that are cut over ranks are planned on one, without their optimizer, which is cut too. Where the row is
 of a whole batch on many `devices`, its least time is that of one device, divided by their number.
-Needs `pip install timm transformers`.
+Needs `pip install timm transformers diffusers`.
 """
 
 from __future__ import annotations
@@ -26,92 +26,18 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
 
 from pytest_modelbudget.backends.torch.model.build import abstract  # noqa: E402
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel  # noqa: E402
 from pytest_modelbudget.backends.torch.training.step import record_step  # noqa: E402
-from pytest_modelbudget.inputs import Inputs, parse  # noqa: E402
 from pytest_modelbudget.planner import Inference, Recipe, Training  # noqa: E402
 from pytest_modelbudget.planner.time_bound import time_bounds  # noqa: E402
 from pytest_modelbudget.planner.traffic import Work  # noqa: E402
 from pytest_modelbudget.summary import TimeBound  # noqa: E402
+from tests.benchmarks.published_time_models import DENOISERS, inputs_of, is_language_model, model_of  # noqa: E402
 
 TABLE = ROOT / "tests" / "data" / "times" / "published_times.csv"
 LEAST_CORRELATION = 0.95
-
-LLAMAS: dict[str, dict[str, Any]] = {
-    "llama2-7b": {"num_key_value_heads": 32},
-    "llama2-13b": {
-        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
-        "num_key_value_heads": 40,
-    },
-    "llama2-70b": {
-        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-    },
-    "llama3-8b": {"intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256},
-    "llama3-70b": {
-        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
-        "num_key_value_heads": 8, "vocab_size": 128256,
-    },
-}  # fmt: skip
-GPTS = {
-    "mpt-760m": (1536, 24, 12), "mpt-1b": (2048, 24, 16), "mpt-3b": (2560, 32, 20), "mpt-7b": (4096, 32, 32),
-    "mpt-13b": (5120, 40, 40), "mpt-30b": (7168, 48, 56), "mpt-70b": (8192, 80, 64),
-    "megatron-1.7b": (2304, 24, 24), "megatron-3.6b": (3072, 30, 32), "megatron-7.5b": (4096, 36, 32),
-    "megatron-18b": (6144, 40, 48), "megatron-39b": (8192, 48, 64), "megatron-76b": (10240, 60, 80),
-    "megatron-146b": (12288, 80, 96), "megatron-310b": (16384, 96, 128), "megatron-530b": (20480, 105, 128),
-    "megatron-1t": (25600, 128, 160),
-}  # fmt: skip
-"""Width, blocks and heads."""
-WORDS = {"mpt": 50_368, "megatron": 51_200}
-PARAMS = {("mpt-7b", 2048): 6_658_859_008, ("megatron-1t", 2048): 1_008e9, ("megatron-146b", 2048): 145.6e9}
-"""Published ones, of models with so many positions."""
-
-
-class GptBlock(nn.Module):
-    """Attention and a feed-forward of four times the width."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, width = x.shape
-        parts = self.qkv(self.norm_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = functional.scaled_dot_product_attention(*parts.unbind(0), is_causal=True)
-        x = x + self.proj(y.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(functional.gelu(self.up(self.norm_2(x))))
-
-
-class Gpt(nn.Module):
-    """MPT or a GPT of Megatron-LM, with learned positions and a head tied to the words."""
-
-    def __init__(self, name: str, length: int) -> None:
-        super().__init__()
-        width, blocks, heads = GPTS[name]
-        self.words, self.positions = nn.Embedding(WORDS[name.partition("-")[0]], width), nn.Embedding(length, width)
-        self.blocks = nn.ModuleList(GptBlock(width, heads) for _ in range(blocks))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        x = self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return functional.linear(self.norm(x), self.words.weight)
-
-
-def llama(name: str) -> nn.Module:
-    """A model of transformers."""
-    import transformers
-
-    model: nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMAS[name]))
-    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +61,9 @@ class Row:
     @property
     def group(self) -> str:
         """The rows that it is summed up with."""
-        if self.data["kind"] == "decoding" or self.data["model"].startswith(("llama", "mpt", "megatron")):
+        if self.data["model"] in DENOISERS:
+            return "steps of diffusion"
+        if is_language_model(self.data["model"]):
             return f"{self.data['kind']}, language models"
         return f"{self.data['kind']}, images" + (", batch 1 or 8" if int(self.data["batch"]) <= 8 else "")
 
@@ -158,21 +86,9 @@ def work_of(model: str, kind: str, batch: int, size: int, recipe: Any) -> tuple[
     """What the operators of a run have to do."""
     run: Recipe = recipe.value
     with abstract():
-        if model in LLAMAS:
-            network: nn.Module = llama(model)
-        elif model in GPTS:
-            network = Gpt(model, size)
-        else:
-            import timm
-
-            network = timm.create_model(model)
-    text = model in LLAMAS or model in GPTS
-    inputs = parse("int64[B, T]" if text else f"float32[B, 3, {size}, {size}]")
-    assert isinstance(inputs, Inputs)
-    sizes = {"B": batch, **({"T": 1 if kind == "decoding" else size} if text else {})}
-    if published := PARAMS.get((model, size)):
-        counted = sum(parameter.numel() for parameter in network.parameters())
-        assert abs(counted / published - 1) < (0.001 if isinstance(published, float) else 1e-9), (model, counted)
+        network = model_of(model, size)
+    inputs = inputs_of(model, size, {"bf16": "bfloat16", "fp16": "float16"}.get(run.precision, "float32"))
+    sizes = {"B": batch, **({"T": 1 if kind == "decoding" else size} if is_language_model(model) else {})}
     return record_step(RunnableModel(model, network, inputs), sizes, run).work or ()
 
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
+from pytest_modelbudget.backends.torch.distributed.held_over import HeldOver
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
@@ -31,14 +33,22 @@ from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe
 
 
+@dataclass(frozen=True, slots=True)
+class DealtOut:
+    """How the experts of a module are dealt out: the mesh that is left to shard them, and what they hold over."""
+
+    rest: Any
+    order: HeldOver
+
+
 def expert_dims(sharding: Mapping[str, Any]) -> dict[str, int]:
     """The dimensions of a mesh with `ep`, outermost first: those of `ddp`, if any, and what `ep` leaves of `fsdp`."""
     ranks, replicas = sharding["ep"], sharding.get("ddp", 1)
     return {**({"ddp": replicas} if replicas > 1 else {}), "fsdp": sharding["fsdp"] // ranks, "ep": ranks}
 
 
-def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], mesh: Any) -> dict[nn.Module, Any]:
-    """Deal the experts of `model` out over `ep` of `mesh`; gives each of their modules with the mesh that is left.
+def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], mesh: Any) -> dict[nn.Module, DealtOut]:
+    """Deal the experts of `model` out over `ep` of `mesh`; gives each of their modules with how it is dealt out.
 
     `mesh` has the dimensions of `expert_dims`.
 
@@ -58,10 +68,9 @@ def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], me
         raise ModelBudgetError(
             f"{name}: training.sharding: ep: {ranks} does not divide the {_experts_in(wrong)} experts of a layer"
         )
-    for module in modules:
-        _distribute(module, mesh["ep"], to_one_rank=sharding.get("routing") == "one-rank")
     rest = mesh["ddp", "fsdp"] if sharding.get("ddp", 1) > 1 else mesh["fsdp"]
-    return dict.fromkeys(modules, rest)
+    to_one_rank = sharding.get("routing") == "one-rank"
+    return {module: DealtOut(rest, _distribute(module, mesh["ep"], to_one_rank=to_one_rank)) for module in modules}
 
 
 def _experts_in(module: nn.Module) -> int:
@@ -73,11 +82,12 @@ def _experts_in(module: nn.Module) -> int:
     return counts.pop() if len(inspect.signature(module.forward).parameters) == 2 else 0
 
 
-def _distribute(module: nn.Module, mesh: Any, *, to_one_rank: bool) -> None:
+def _distribute(module: nn.Module, mesh: Any, *, to_one_rank: bool) -> HeldOver:
     from torch.distributed.tensor import distribute_module
 
     exchange = _Exchange(mesh, to_one_rank)
     distribute_module(module, mesh, _deal_out, exchange.dispatch, exchange.combine)
+    return exchange.order
 
 
 def _deal_out(name: str, module: nn.Module, mesh: Any) -> None:
@@ -95,7 +105,7 @@ class _Exchange:
         self._group, self._ranks, self._to_one_rank = mesh.get_group(), mesh.size(), to_one_rank
         self._sent: list[int] = []
         self._received: list[int] = []
-        self._order: torch.Tensor | None = None
+        self.order = HeldOver()  # torchtitan's `ExpertParallel` keeps it so, too
 
     def dispatch(self, module: nn.Module, inputs: tuple[Any, ...], mesh: Any) -> tuple[Any, Any]:
         """The rows for the rank's own experts, by expert, and their numbers."""
@@ -115,15 +125,16 @@ class _Exchange:
                 self._received = [int(number) for number in by_rank.sum(1).tolist()]
                 own = by_rank.sum(0)
         rows = all_to_all_single_autograd(rows, self._received, self._sent, self._group)
-        self._order = torch.empty(rows.shape[0], dtype=torch.int32, device=rows.device)
-        return torch.index_select(rows, 0, self._order), own
+        order = torch.empty(rows.shape[0], dtype=torch.int32, device=rows.device)
+        self.order.put(order)
+        return torch.index_select(rows, 0, order), own
 
     def combine(self, module: nn.Module, rows: torch.Tensor, mesh: Any) -> torch.Tensor:
         """What experts of all ranks made of this rank's rows."""
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-        assert self._order is not None
-        back = rows.new_empty(rows.shape).index_copy_(0, self._order.long(), rows)
+        assert self.order.tensor is not None
+        back = rows.new_empty(rows.shape).index_copy_(0, self.order.tensor.long(), rows)
         sent: torch.Tensor = all_to_all_single_autograd(back, self._sent, self._received, self._group)
         return sent
 

@@ -3,24 +3,22 @@
 All microbatches run the same operators; what differs is when. So the forward and the backward pass of the second one
 (the first makes gradients, and copies of weights under autocast) are repeated for all later ones: their events with
 storages of their own. What torch's schedule itself holds (what stages hand on, losses, outputs) are tensors of the
-same size, so that it is let go of where torch lets go of it.
+same size, so that it is let go of where torch lets go of it; so is what modules keep until the next microbatch.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from pytest_modelbudget.backends.torch.compat import no_modes, tree_map_only
+from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.distributed.collective_recorder import CollectiveRecorder
+from pytest_modelbudget.backends.torch.distributed.held_over import HeldOver, HoldingRecorder, Like, Places
 from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
 from pytest_modelbudget.backends.torch.meta.collectives import SentBytes
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
@@ -31,22 +29,11 @@ from pytest_modelbudget.summary import Role
 
 
 @dataclass(frozen=True, slots=True)
-class Like:
-    """A tensor that is not held: how it lies in a storage, the number of that, and its size in bytes."""
-
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    storage: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Segment:
     """The events of one pass of a microbatch; by their place among these, `sums` of gradients and what ranks `sent`.
 
-    `out` is what the pass gave to torch's schedule, with what its tensors are like; `lasting` are their storages.
+    `out` is what the pass gave to torch's schedule, with what its tensors are like; `places` what it put into those
+    where modules keep it. `lasting` are the storages of both.
     """
 
     events: tuple[MemoryEvent, ...]
@@ -54,6 +41,7 @@ class Segment:
     sent: Mapping[int, SentBytes]
     work: tuple[Work, ...]
     out: Any
+    places: Places
     lasting: frozenset[int]
 
 
@@ -62,7 +50,7 @@ class Microbatch:
     """What is known of one: its passes by name, or, of one that is repeated, its storages by those of the original.
 
     `let_go` are the storages that its passes let go of, once all of them are over. Of one that is repeated, what it
-    gave to torch's schedule and the graph needs as well is `kept` until the graph is let go of.
+    gave to torch's schedule, or modules hold over, and the graph needs as well is `kept` until the graph is let go of.
     """
 
     segments: dict[str, Segment] = field(default_factory=dict)
@@ -75,7 +63,7 @@ class NotRepeatableError(ModelBudgetError):
     """A microbatch left something behind that another pass has to let go of."""
 
 
-class StageRecorder(CollectiveRecorder):
+class StageRecorder(HoldingRecorder):
     """Holds what `own` names of a model, which is on this rank; hears of nothing while it is `paused`."""
 
     def __init__(self, model: nn.Module, own: Collection[str]) -> None:
@@ -144,24 +132,29 @@ class StageRecorder(CollectiveRecorder):
         return self._steps[-1]
 
     @contextmanager
-    def pass_of(self, microbatch: Microbatch, name: str) -> Iterator[list[Any]]:
-        """Inside, a pass of a microbatch runs; what is put on the list is what it gives to torch's schedule."""
+    def pass_of(self, microbatch: Microbatch, name: str, places: Sequence[HeldOver]) -> Iterator[list[Any]]:
+        """Inside, a pass of a microbatch runs; what is put on the list is what it gives to torch's schedule.
+
+        `places` are where modules of its stage hold something over to the next microbatch.
+        """
         self._flush()
-        start, work_start, out = len(self._events), self._measured_work.position, list[Any]()
+        start, work_start, out, taken = len(self._events), self._measured_work.position, list[Any](), self.watch(places)
         yield out
         self._flush()
         events, end = tuple(self._events[start:]), len(self._events)
         template = tree_map_only(torch.Tensor, self._like, out[0] if out else None)
+        left = self.left_in(places, taken, start)
         microbatch.segments[name] = Segment(
             events,
             {index - start: pair for index, pair in self._sums.items() if start <= index < end},
             {index - start: collective for index, collective in self._sent if start <= index < end},
             self._measured_work.since(work_start),
             template,
-            frozenset(self._numbers.get(storage_key(tensor), -1) for tensor in tensors(out)),
+            left,
+            frozenset([*(self._numbers.get(storage_key(tensor), -1) for tensor in tensors(out)), *left.held]),
         )
 
-    def repeat(self, original: Microbatch, name: str, microbatch: Microbatch) -> Any:
+    def repeat(self, original: Microbatch, name: str, microbatch: Microbatch, places: Sequence[HeldOver]) -> Any:
         """The pass `name` of `original` runs for `microbatch`; gives what it gives to torch's schedule.
 
         Raises:
@@ -170,6 +163,7 @@ class StageRecorder(CollectiveRecorder):
         if name not in original.segments:
             raise NotRepeatableError
         segment, numbers = original.segments[name], microbatch.numbers
+        left = segment.places
         self._flush()
         start = len(self._events)
         for event in segment.events:
@@ -181,42 +175,35 @@ class StageRecorder(CollectiveRecorder):
                         self._roles[numbers[number]] = self._roles[number]
         lasting = self._lasting(original)
         let_go = {number: own for number, own in numbers.items() if number not in lasting}
-        for event in segment.events:
-            if event.made or event.freed:
+        for index, noted in enumerate(segment.events):
+            for number in (*noted.freed, *left.ungraphed.get(index, ())) if microbatch.kept else ():
+                microbatch.kept.pop(number, None)
+            event = noted
+            if event.made or event.freed or self._maybe_freed:
                 made = tuple([(numbers[number], size) for number, size in event.made])
                 freed = tuple([let_go[number] for number in event.freed if number in let_go])
-                if microbatch.kept and not lasting.isdisjoint(event.freed):
-                    for number in event.freed:
-                        microbatch.kept.pop(number, None)
-                    freed += self._take_freed()
+                freed += self._take_freed()
                 event = MemoryEvent(event.op, event.path, event.phase, made, freed, event.workspace)
             self._events.append(event)
+            for place in left.taken.get(index, ()):
+                places[place].tensor = None
+                for number in left.held.keys() & {number for number, _ in noted.made}:
+                    tensor = places[place].tensor = self._stand_in(left.held[number].like, numbers[number])
+                    if left.held[number].in_graph:
+                        microbatch.kept[number] = tensor
+        for number in left.ungraphed.get(len(segment.events), ()):
+            microbatch.kept.pop(number, None)
         for index, (number, operand) in segment.sums.items():
             if operand in numbers:
                 self._sums[start + index] = numbers[number], numbers[operand]
         self._sent += [(start + index, collective) for index, collective in segment.sent.items()]
         self._repeated.append(list(segment.work))
-        with no_modes(), torch.no_grad():
-            out = tree_map_only(Like, lambda like: self._stand_in(like, numbers[like.storage]), segment.out)
+        out = tree_map_only(Like, lambda like: self._stand_in(like, numbers[like.storage]), segment.out)
         stand_ins = {self._numbers[storage_key(tensor)]: tensor for tensor in tensors(out)}
         for number in original.let_go:
             if (own := numbers.get(number)) in stand_ins:
                 microbatch.kept[number] = stand_ins[own]
         return out
-
-    def _like(self, tensor: torch.Tensor) -> Like:
-        offset, shape, stride = tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
-        number, size = self._numbers.get(storage_key(tensor), -1), tensor.untyped_storage().nbytes()
-        return Like(tensor.dtype, offset, shape, stride, number, size)
-
-    def _stand_in(self, like: Like, number: int) -> torch.Tensor:
-        """A tensor on memory of its own, whose number is `number`."""
-        storage = torch.UntypedStorage(like.bytes, device="meta")
-        tensor = torch.empty(0, dtype=like.dtype, device="meta").set_(storage, like.offset, like.shape, like.stride)
-        key = storage_key(tensor)
-        self._sizes[key], self._numbers[key] = like.bytes, number
-        self._alive[key] = weakref.ref(storage, lambda _: self._maybe_freed.append(key)), StorageWeakRef(storage)
-        return tensor
 
     def check_repeatable(self, microbatch: Microbatch) -> None:
         """All of the passes of a microbatch are over.
@@ -231,6 +218,16 @@ class StageRecorder(CollectiveRecorder):
         if made - freed - lasting or lasting - made:
             raise NotRepeatableError
         microbatch.let_go = lasting & freed
+
+    def end_repeated(self, microbatch: Microbatch) -> None:
+        """All of the passes of one that is repeated are over.
+
+        Raises:
+            NotRepeatableError: its graph has something still, of which the original does not tell when it goes.
+        """
+        self._flush()
+        if self.released_by(microbatch.kept.clear):
+            raise NotRepeatableError
 
     def _lasting(self, microbatch: Microbatch) -> frozenset[int]:
         return frozenset().union(*(segment.lasting for segment in microbatch.segments.values()))

@@ -89,11 +89,12 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         microbatch, original = self._microbatches.setdefault(index, Microbatch()), self.original_of(index)
         with self.enter(phase, self.module, original is None):
             received = {storage_key(tensor): slot for slot, tensor in self._received(index)}
+            places = self.module.held_over if self.repeats else ()
             if original is not None:
-                out = self.recorder.repeat(original, name, microbatch)
+                out = self.recorder.repeat(original, name, microbatch, places)
                 return tree_map_only(Received, dict(self._received(index)).__getitem__, out)
             self.module.microbatch = index
-            with self.recorder.pass_of(microbatch, name) as outs:
+            with self.recorder.pass_of(microbatch, name, places) as outs:
                 result = run()
                 outs.append(
                     tree_map_only(
@@ -141,7 +142,7 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
             self.bwd_cache[bwd_chunk_id] = gradients
             if not full_backward:
                 self._keep_for_weights(bwd_chunk_id, inputs, (loss,) if self.is_last else outputs, gradients)
-        elif full_backward:
+        if full_backward:
             self._finished(bwd_chunk_id)
 
     def _keep_for_weights(self, index: int, inputs: Any, outputs: Any, gradients: Any) -> None:
@@ -160,13 +161,14 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         self.passes(bwd_chunk_id, "weights", "backward", run, lambda _: None)
         if self.original_of(bwd_chunk_id) is not None:
             del self.backward_state[bwd_chunk_id]
-        else:
-            self._finished(bwd_chunk_id)
+        self._finished(bwd_chunk_id)
 
     def _finished(self, index: int) -> None:
-        """All passes of a microbatch ran; others may repeat it."""
+        """All passes of a microbatch ran; others may repeat it, where it repeats none itself."""
         microbatch = self._microbatches[index]
-        if any(microbatch is original for original in self._originals.values()):
+        if self.original_of(index) is not None:
+            self.recorder.end_repeated(microbatch)
+        elif any(microbatch is original for original in self._originals.values()):
             self.recorder.check_repeatable(microbatch)
 
     def perform_reduce_grad(self, grad_scale_factor: int) -> None:

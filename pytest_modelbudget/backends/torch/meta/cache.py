@@ -7,6 +7,7 @@ Views are never remembered, and nothing is from one model to the next.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -29,6 +30,7 @@ _FOREACH_LIKE_FIRST = frozenset(
 """Operators on lists of tensors, as optimizers use them, whose results are like the first list."""
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _NUMBERS = frozenset({int, float, bool})
+_NOT_TENSORS = frozenset({int, type(None)})
 
 
 @cache
@@ -41,6 +43,17 @@ COMPILER = "torch._dynamo"
 """What torch imports when it first asks a kernel that is written in Python."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Mixed:
+    """Results that are not tensors alone: None where a gradient is not asked for, lengths of sequences."""
+
+    parts: tuple[TensorMeta | int | None, ...]
+
+    def made_anew(self) -> tuple[Any, ...]:
+        """New tensors, and the same numbers."""
+        return tuple([_empty(part) if isinstance(part, tuple) else part for part in self.parts])
+
+
 class MetaCache:
     """Runs operators on meta tensors, each combination of operator and arguments once."""
 
@@ -48,7 +61,7 @@ class MetaCache:
     """Whether rules answer before torch is asked."""
 
     def __init__(self) -> None:
-        self._results: dict[Hashable, tuple[TensorMeta, ...] | None] = {}
+        self._results: dict[Hashable, tuple[TensorMeta, ...] | _Mixed | None] = {}
         self.operators: dict[Any, Any] = {}  # what the observer of a pass knows of each operator
 
     def run(self, func: Any, operands: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,13 +81,15 @@ class MetaCache:
             self._remember(key, metas)
         if metas is None:
             return args[0]
+        if isinstance(metas, _Mixed):
+            return metas.made_anew()
         out = tuple([torch.empty_strided(shape, strides, dtype=dtype, device=META) for shape, strides, dtype in metas])
         return out if len(out) > 1 else out[0]
 
     def _by_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InferredMetas:
         return infer(func, args, kwargs)
 
-    def _remember(self, key: Hashable, made: tuple[TensorMeta, ...] | None) -> None:
+    def _remember(self, key: Hashable, made: tuple[TensorMeta, ...] | _Mixed | None) -> None:
         """Keep what an operator makes, None where it gives back its argument; without a key nothing is kept."""
         if key is not None:
             self._results[key] = made
@@ -91,12 +106,14 @@ class MetaCache:
                 self._remember(key, None)
             return out
         parts = out if isinstance(out, tuple) else (out,)
+        results = tuple([part for part in parts if type(part) not in _NOT_TENSORS])
         if (
             len(parts) == len(func._schema.returns)
-            and all(map(_is_plain_meta, parts))
-            and _share_no_memory(operands, parts)
+            and results
+            and all(map(_is_plain_meta, results))
+            and _share_no_memory(operands, results)
         ):
-            self._remember(key, tuple(map(_tensor_meta, parts)))
+            self._remember(key, _remembered(parts))
         return out
 
 
@@ -138,7 +155,7 @@ class _Logged(MetaCache):
         self._by = "torch"
         return super()._run_and_remember(key, func, read, args, kwargs)
 
-    def _remember(self, key: Hashable, made: tuple[TensorMeta, ...] | None) -> None:
+    def _remember(self, key: Hashable, made: tuple[TensorMeta, ...] | _Mixed | None) -> None:
         if self._log.uses("cache"):
             super()._remember(key, made)
 
@@ -156,6 +173,17 @@ def _args_key(values: Iterable[Any]) -> Hashable:
         else:
             parts += kind, _args_key(value)
     return tuple(parts)
+
+
+def _remembered(parts: tuple[Any, ...]) -> tuple[TensorMeta, ...] | _Mixed:
+    if any(type(part) in _NOT_TENSORS for part in parts):
+        return _Mixed(tuple([part if type(part) in _NOT_TENSORS else _tensor_meta(part) for part in parts]))
+    return tuple(map(_tensor_meta, parts))
+
+
+def _empty(meta: TensorMeta) -> torch.Tensor:
+    shape, strides, dtype = meta
+    return torch.empty_strided(shape, strides, dtype=dtype, device=META)
 
 
 def _tensor_meta(tensor: torch.Tensor) -> TensorMeta:

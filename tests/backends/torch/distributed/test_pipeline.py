@@ -247,6 +247,14 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"ranks": 2, "microbatches": 4},
         {"sharding": {"fsdp": 2, "ddp": 2, "tp": 2}, "gradient_accumulation": 3},
     ),
+    "experts": (
+        {"ranks": 2, "microbatches": 4},
+        {"sharding": {"fsdp": 2, "ep": 2}, "checkpointing": "blocks", "build": lambda: real_experts.Mixture(4)},
+    ),
+    "experts, in the shape of a V": (
+        {"ranks": 2, "schedule": "zbvzerobubble", "microbatches": 4},
+        {"sharding": {"fsdp": 2, "ep": 2}, "checkpointing": "blocks", "build": lambda: real_experts.Mixture(6)},
+    ),
     "lora": ({"ranks": 2, "microbatches": 2}, {"lora": {"rank": 4, "targets": ["q_proj"]}}),
 }
 
