@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch import compat
+from pytest_modelbudget.backends.torch.compiled.regions import Recomputation
 from pytest_modelbudget.backends.torch.model.modules import all_modules
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.planner import Recipe, Training
@@ -49,11 +50,11 @@ _CONVOLUTIONS = (
 )  # fmt: skip
 
 
-def error_of(recipe: Recipe, model: nn.Module) -> Error:
-    """By how much the plan of a compiled run may be off, each way."""
+def error_of(recipe: Recipe, model: nn.Module, recomputation: Recomputation) -> Error:
+    """By how much the plan of a compiled run may be off, each way, with the `recomputation` that was seen in it."""
     is_half = recipe.precision != "fp32" and recipe.kernels != "cuda"
     convolves = any(isinstance(module, _CONVOLUTIONS) for module in all_modules(model))
-    recomputes = isinstance(recipe, Training) and (recipe.checkpointing != "none" or _recomputes_itself(model))
+    recomputes = isinstance(recipe, Training) and recomputation.seen
     if recipe.compile == BLOCKS_COMPILED:
         return _BLOCKS_RECOMPUTED if recomputes or convolves else _BLOCKS
     if recomputes:
@@ -61,12 +62,6 @@ def error_of(recipe: Recipe, model: nn.Module) -> Error:
     if is_half and convolves:
         return _HALF_CONVOLUTIONS
     return _PLAIN
-
-
-def _recomputes_itself(model: nn.Module) -> bool:
-    """Whether a switch of transformers, diffusers (the first) or timm is on, by which a model recomputes its blocks."""
-    switches = ("gradient_checkpointing", "grad_checkpointing")
-    return any(getattr(module, switch, False) is True for module in all_modules(model) for switch in switches)
 
 
 def note_of(error: Error, graphs: str = "the graph is torch's own, in one piece (fullgraph=True)") -> str:
@@ -77,11 +72,11 @@ def note_of(error: Error, graphs: str = "the graph is torch's own, in one piece 
     )
 
 
-def compiled_note(recipe: Recipe, model: nn.Module) -> str:
-    """What a plan by `recipe` says of itself."""
+def compiled_note(recipe: Recipe, error: Error) -> str:
+    """What a plan by `recipe`, which may be off by so much, says of itself."""
     if recipe.compile == BLOCKS_COMPILED:
-        return note_of(error_of(recipe, model), "graphs of repeated blocks are torch's own, the rest is not compiled")
-    return note_of(error_of(recipe, model))
+        return note_of(error, "graphs of repeated blocks are torch's own, the rest is not compiled")
+    return note_of(error)
 
 
 def check_compiled(name: str, recipe: Recipe, model: nn.Module) -> None:

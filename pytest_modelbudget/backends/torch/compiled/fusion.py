@@ -30,7 +30,9 @@ from torch.fx import Graph, Node
 
 from pytest_modelbudget.backends.torch.compat import OpOverload
 from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order
-from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep, StepKind, freed_together
+from pytest_modelbudget.backends.torch.compiled.reuse import handed_on
+from pytest_modelbudget.backends.torch.compiled.schedule import Schedule
+from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep, StepKind, freed_together, parts_of, size_of
 
 MOST_READS = 4
 MOST_SUMMANDS = 8
@@ -68,13 +70,17 @@ _NEVER_FREED = ("primals_", "tangents_", "arg")
 """How AOTAutograd names what a graph is given and Inductor does not let go of: all but saved tensors."""
 
 
-def memory_steps(graph: Graph, donated: Collection[str] = (), *, cpu: bool = False) -> tuple[MemoryStep, ...]:
+def memory_steps(
+    graph: Graph, donated: Collection[str] = (), *, cpu: bool = False, schedule: Schedule | None = None
+) -> tuple[MemoryStep, ...]:
     """What runs of `graph`, in order; `donated` are names of its inputs that nobody else has.
 
-    For a `cpu`, fused kernels that follow each other are one function of C++.
+    For a `cpu`, fused kernels that follow each other are one function of C++. Where a `schedule` is known, it says what
+    is fused, and in which order kernels run.
     """
-    steps = tuple(_Fusion(graph, donated).steps())
-    return tuple(freed_together(steps)) if cpu else steps
+    steps = tuple(_Fusion(graph, donated, schedule).steps())
+    steps = tuple(freed_together(steps)) if cpu else steps
+    return steps if schedule is None else handed_on(steps, schedule)
 
 
 def donated_names(graph: Graph, output_count: int) -> frozenset[str]:
@@ -99,13 +105,9 @@ def results_of(graph: Graph) -> Sequence[Any]:
     return results
 
 
-def parts_of(node: Node) -> tuple[Node, ...]:
-    """The values that a kernel ending in `node` leaves: itself, or those of its several results that are in use."""
-    return tuple(user for user in node.users if user.target is getitem) or (node,)
-
-
 class _Fusion:
-    def __init__(self, graph: Graph, donated: Collection[str]) -> None:
+    def __init__(self, graph: Graph, donated: Collection[str], schedule: Schedule | None = None) -> None:
+        self.schedule = schedule
         self.nodes = [node for node in graph.nodes if node.op != "output"]
         self.outputs = next(node for node in graph.nodes if node.op == "output").all_input_nodes
         self.donated = donated
@@ -119,7 +121,10 @@ class _Fusion:
         kernels = [node for node in self.nodes if self.kinds[node] in _RUNNING and self._runs(node)]
         parts = {node: self._reads(node) for node in kernels}
         returned = {part for output in self.outputs for part in self._way(output)}
-        order = tuple(self._in_groups(self._order(kernels, parts, returned)))
+        if self.schedule is None:
+            order = tuple(self._in_groups(self._order(kernels, parts, returned)))
+        else:
+            order = self._as_scheduled(kernels, parts)
         last_use = {part: node for node in order for part in parts[node]}
         there: set[Node] = set()
         for node in order:
@@ -159,6 +164,16 @@ class _Fusion:
         )
         return [*best_order(flow), *writing]
 
+    def _as_scheduled(self, kernels: Sequence[Node], parts: Mapping[Node, Sequence[Node]]) -> tuple[Node, ...]:
+        """`kernels` as they are scheduled; those that write into inputs come last."""
+        assert self.schedule is not None
+        maker = {part: node for node in kernels for part in parts_of(node)}
+        turns: dict[Node, int] = {}
+        for node in kernels:
+            before = max((turns[maker[part]] for part in parts[node] if part in maker), default=-1)
+            turns[node] = max(self.schedule.turn(node, before), before)
+        return tuple(sorted(kernels, key=lambda node: (self.kinds[node] == "write", turns[node], self.place[node])))
+
     def _in_groups(self, order: Sequence[Node]) -> Iterator[Node]:
         """`order`, of which fused kernels that follow each other are in the order of the graph, as in one kernel."""
         for is_fused, group in groupby(order, key=lambda node: self.kinds[node] == "fused"):
@@ -184,6 +199,9 @@ class _Fusion:
                 self.in_memory.add(node)
                 self.in_memory.update(_changed_by(node))
         self.in_memory.update(map(self.root, self.outputs))
+        if self.schedule is not None:
+            self._place_scheduled(self.schedule)
+            return
         reads: dict[Node, frozenset[Node]] = {}
         for node in self.nodes:
             read: frozenset[Node] = frozenset().union(*(reads[operand] for operand in node.all_input_nodes))
@@ -193,11 +211,37 @@ class _Fusion:
                 self.in_memory.add(node)
             reads[node] = frozenset((node,)) if node in self.in_memory else read
 
-    def _kernels_reading(self, node: Node) -> set[Node]:
+    def _place_scheduled(self, schedule: Schedule) -> None:
+        """Find what is in memory by `schedule`: of fused kernels what another one reads."""
+        needed = {
+            self.root(operand)
+            for node in self.in_memory
+            for operand in node.all_input_nodes
+            if self.kinds[node] == "kernel"
+        }
+        needed.update(map(self.root, self.outputs))
+        made = {
+            node
+            for node in self.nodes
+            if self.kinds[node] == "fused" and node.name in schedule.turns and "val" in node.meta
+        }
+        self.in_memory |= made
+        own = [node for node in made if node not in needed]
+        inside = {
+            node
+            for node in own
+            if all(
+                schedule.turns.get(reader.name) == schedule.turns[node.name]
+                for reader in self._kernels_reading(node, most=1000)
+            )
+        }
+        self.in_memory -= inside
+
+    def _kernels_reading(self, node: Node, most: int = 2) -> set[Node]:
         """The kernels that would compute `node`."""
         kernels: set[Node] = set()
         pending, seen = list(node.users), set(node.users)
-        while pending and len(kernels) < 2:
+        while pending and len(kernels) < most:
             user = pending.pop()
             if user in self.in_memory or user.op == "output":
                 kernels.add(user)
@@ -240,7 +284,7 @@ class _Fusion:
         """What goes after the kernel ending in `node`, and is as large as its result; of a scatter, what it changes."""
         if changed := _changed_by(node):
             return next(iter(changed))
-        return next((base for base in freed if self._may_go(base) and _size(base) == _size(node)), None)
+        return next((base for base in freed if self._may_go(base) and size_of(base) == size_of(node)), None)
 
     def _may_go(self, base: Node) -> bool:
         """Whether a fused kernel writes into `base`: not where it is what a scatter has changed."""
@@ -260,11 +304,6 @@ def _with_changed(nodes: Iterable[Node]) -> Iterator[Node]:
     for node in nodes:
         yield node
         yield from _changed_by(node)
-
-
-def _size(node: Node) -> Any:
-    value = node.meta.get("val")
-    return (value.numel(), value.dtype) if isinstance(value, torch.Tensor) else node
 
 
 def _bytes(node: Node) -> int:
