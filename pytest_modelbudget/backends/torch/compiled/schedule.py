@@ -1,6 +1,6 @@
 """What Inductor's own scheduler makes of a graph: which values lie in memory, what is fused, and in which order.
 
-The graph is lowered and scheduled as for the CPU, as `torch.compile` does it, and no code is written: a fused kernel may
+The graph is lowered and scheduled as `torch.compile` does it for a CPU, and no code is written. A fused kernel may
 compute parts of several recomputed blocks, beside each other, and so begin with one of them before it is its turn.
 """
 
@@ -69,7 +69,7 @@ def _compiling(inputs: list[Any]) -> Iterator[None]:
     from torch._inductor.debug import DebugContext
     from torch._inductor.virtualized import V
 
-    mode = next(tensor.fake_mode for tensor in inputs if isinstance(tensor, torch.Tensor))  # type: ignore[attr-defined]
+    mode = next(tensor.fake_mode for tensor in inputs if isinstance(tensor, torch.Tensor))
     with V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
         yield
 
@@ -87,11 +87,15 @@ def _copied(graph: Graph) -> Graph:
 
 def _turns(kernels: list[Any], graph: Graph) -> dict[str, int]:
     """The place of each value's kernel; a kernel's value is the last of the nodes that it computes."""
+    from torch._inductor.ir import MultiOutput
+
     place = {node.name: index for index, node in enumerate(graph.nodes)}
     turns = {}
     for turn, kernel in enumerate(kernels):
         for part in kernel.get_nodes():
-            origins = [node.name for node in part.node.get_origins() if node.name in place] if part.node else []
+            if part.node is None or isinstance(part.node, MultiOutput):  # which is where its kernel is
+                continue
+            origins = [node.name for node in part.node.get_origins() if node.name in place]
             if origins:
                 turns[max(origins, key=place.__getitem__)] = turn
     return turns

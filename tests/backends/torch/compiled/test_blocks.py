@@ -14,9 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
-from pytest_modelbudget.backends.torch.compiled.estimate import WORST, WORST_RECOMPUTED, error_of
+from pytest_modelbudget.backends.torch.compiled.estimate import WORST, WORST_BLOCKS_RECOMPUTED, WORST_RECOMPUTED
 from pytest_modelbudget.backends.torch.compiled.fusion import results_of
-from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planner.recipe import BLOCKS_COMPILED
 from tests.backends.torch import real_compiled_ranks, real_ranks
 from tests.backends.torch.rank_steps import WHOLE, on_real_ranks, sharded
@@ -53,12 +52,30 @@ def test_a_model_without_blocks_has_none_to_compile() -> None:
     assert "write compile: inductor" in refused.notes[0]
 
 
-def test_a_model_that_recomputes_by_itself_has_the_error_of_recomputed_blocks() -> None:
-    """The switch of transformers is as good as the key of a recipe; in inference nothing is recomputed."""
-    model = nn.Sequential(block())
-    model[0].gradient_checkpointing = True
-    assert error_of(Training(compile="inductor"), model).worst == WORST_RECOMPUTED
-    assert error_of(Inference(compile="inductor"), model).worst == WORST
+class Checkpointing(nn.Module):
+    """Blocks that the model's own code has recomputed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in self.blocks:
+            x = checkpoint(part, x, use_reentrant=False)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("compiler", "recomputed", "plain"),
+    [("inductor", WORST_RECOMPUTED, WORST), (BLOCKS_COMPILED, WORST_BLOCKS_RECOMPUTED, WORST)],
+)
+def test_a_model_that_recomputes_by_itself_has_the_error_of_recomputed_blocks(
+    compiler: Any, recomputed: int, plain: int
+) -> None:
+    """Its own calls are as good as the key of a recipe, inside a graph or around it; in inference nothing is anew."""
+    inputs = f"float32[{ROWS}, {WIDTH}]"
+    assert f"within {recomputed} %" in plan(Checkpointing, inputs, training={"compile": compiler}).notes[0]
+    assert f"within {plain} %" in plan(Checkpointing, inputs, inference={"compile": compiler}).notes[0]
 
 
 class Remembering(nn.Module):
