@@ -95,6 +95,8 @@ class CompiledModel:
                         self._stretched(caller, weights, inputs) or self._captured(caller(self._names), weights, inputs)
                     )
                 )
+            for index in places:  # what was captured keeps its caller
+                leaves[index] = None
         return self._rebuild(self._compiled(weights, inputs))
 
     def share(self, captured_model: CompiledModel) -> None:
