@@ -21,13 +21,11 @@ MEDIAN, WORST = 0.0, 3
 WORST_HALF_CONVOLUTIONS = 7
 """The worst where convolutions run in half precision on a CPU, whose scratch is not known with channels last."""
 
-WORST_RECOMPUTED = 21
-"""The worst where blocks of a compiled model are recomputed: Inductor fuses kernels of several of them, beside each
-other, and so computes some anew earlier than planned. What is saved is torch's own, and exact.
-"""
+WORST_RECOMPUTED = 4
+"""The worst where blocks of a compiled model are recomputed: which buffers wait for another is a rule."""
 
-WORST_BLOCKS_RECOMPUTED = 26
-"""The worst where each block is compiled by itself, and recomputed, or has convolutions."""
+WORST_BY_RULE = 26
+"""The worst where blocks are recomputed, and Inductor's scheduler does not take their graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +39,9 @@ class Error:
 
 _PLAIN = Error(WORST, MEDIAN, 39)
 _HALF_CONVOLUTIONS = Error(WORST_HALF_CONVOLUTIONS, MEDIAN, 45)
-_RECOMPUTED = Error(WORST_RECOMPUTED, 3.2, 16)
-_BLOCKS = Error(WORST, 0.6, 4)
-_BLOCKS_RECOMPUTED = Error(WORST_BLOCKS_RECOMPUTED, 5.1, 6)
+_RECOMPUTED = Error(WORST_RECOMPUTED, 0.8, 16)
+_BY_RULE = Error(WORST_BY_RULE, 3.2, 22)
+_BLOCKS = Error(WORST, 0.0, 9)
 
 _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -55,13 +53,13 @@ def error_of(recipe: Recipe, model: nn.Module, recomputation: Recomputation) -> 
     is_half = recipe.precision != "fp32" and recipe.kernels != "cuda"
     convolves = any(isinstance(module, _CONVOLUTIONS) for module in all_modules(model))
     recomputes = isinstance(recipe, Training) and recomputation.seen
-    if recipe.compile == BLOCKS_COMPILED:
-        return _BLOCKS_RECOMPUTED if recomputes or convolves else _BLOCKS
-    if recomputes:
-        return _RECOMPUTED
+    if recomputes and recomputation.by_rule:
+        return _BY_RULE
     if is_half and convolves:
         return _HALF_CONVOLUTIONS
-    return _PLAIN
+    if recipe.compile == BLOCKS_COMPILED:
+        return _BLOCKS
+    return _RECOMPUTED if recomputes else _PLAIN
 
 
 def note_of(error: Error, graphs: str = "the graph is torch's own, in one piece (fullgraph=True)") -> str:
