@@ -41,7 +41,7 @@ _PLAIN = Error(WORST, MEDIAN, 39)
 _HALF_CONVOLUTIONS = Error(WORST_HALF_CONVOLUTIONS, MEDIAN, 45)
 _RECOMPUTED = Error(WORST_RECOMPUTED, 0.8, 16)
 _BY_RULE = Error(WORST_BY_RULE, 3.2, 22)
-_BLOCKS = Error(WORST, 0.0, 9)
+_BLOCKS = Error(WORST, 0.0, 10)
 
 _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
