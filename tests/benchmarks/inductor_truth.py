@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from pytest_modelbudget.backends.torch.compiled.estimate import (  # noqa: E402
     MEDIAN,
     WORST,
+    WORST_BLOCKS,
     WORST_HALF_CONVOLUTIONS,
     WORST_RECOMPUTED,
 )
@@ -146,7 +147,9 @@ def bar_of(name: str) -> int:
     """The worst error that a plan of this model prints, in per cent."""
     if name.startswith(("unet", "resnet")) and name.endswith("-autocast"):
         return WORST_HALF_CONVOLUTIONS
-    return WORST_RECOMPUTED if "checkpointing" in NAMES[name].recipe and name not in EACH else WORST
+    if name in EACH:
+        return WORST_BLOCKS
+    return WORST_RECOMPUTED if "checkpointing" in NAMES[name].recipe else WORST
 
 
 def planned(model: nn.Module, kind: Kind, case: str, compiler: Any) -> tuple[int, float]:
