@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from pytest_modelbudget.backends.torch.compiled.estimate import (  # noqa: E402
     MEDIAN,
     WORST,
-    WORST_BLOCKS_RECOMPUTED,
+    WORST_BLOCKS,
     WORST_HALF_CONVOLUTIONS,
     WORST_RECOMPUTED,
 )
@@ -145,11 +145,11 @@ class Row:
 
 def bar_of(name: str) -> int:
     """The worst error that a plan of this model prints, in per cent."""
-    if name in EACH and (name.endswith(("-blocks", "-products", "-autocast")) or name.startswith(("unet", "resnet"))):
-        return WORST_BLOCKS_RECOMPUTED
-    if "checkpointing" in NAMES[name].recipe:
-        return WORST_RECOMPUTED
-    return WORST_HALF_CONVOLUTIONS if name in ("resnet18-autocast", "unet-autocast") else WORST
+    if name.startswith(("unet", "resnet")) and name.endswith("-autocast"):
+        return WORST_HALF_CONVOLUTIONS
+    if name in EACH:
+        return WORST_BLOCKS
+    return WORST_RECOMPUTED if "checkpointing" in NAMES[name].recipe else WORST
 
 
 def planned(model: nn.Module, kind: Kind, case: str, compiler: Any) -> tuple[int, float]:

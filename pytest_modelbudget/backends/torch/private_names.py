@@ -13,6 +13,7 @@ OLDEST = "2.6"
 _NEEDED = "nothing: torch models are not counted, and the error names what is missing"
 _NO_PLAN = "plans with the `sharding` that needs them fail, and say so"
 _NOT_COMPILED = "`compile: inductor` is refused, and the error names what is missing"
+_NOT_SCHEDULED = "steps that recompute have the order of a rule, and a larger error"
 _SKIPPED = "it is passed over: what is not there cannot be changed"
 _WRAPPED = "the wrapper is a row of its own; a test of wrapped models fails"
 _UNPACKED = "such layers would seem to have no weights; tests of quantized models fail"
@@ -102,6 +103,17 @@ PRIVATE: tuple[Private, ...] = (
     ),
     Private(
         "torch._inductor.compile_fx", "partition_fn", "compiled", "Inductor decides what is saved", _NOT_COMPILED,
+        since="2.14",
+    ),
+    Private(
+        "torch._inductor",
+        "compile_fx._recursive_post_grad_passes debug.DebugContext fx_passes.post_grad.view_to_reshape "
+        "graph.GraphLowering ir.MultiOutput memory.estimate_peak_memory memory.get_freeable_input_buf "
+        "scheduler.Scheduler", "compiled", "what is fused, and in which order kernels run", _NOT_SCHEDULED,
+        since="2.14",
+    ),
+    Private(
+        "torch.utils._ordered_set", "OrderedSet", "compiled", "Inductor's scheduler takes such sets", _NOT_SCHEDULED,
         since="2.14",
     ),
     Private(

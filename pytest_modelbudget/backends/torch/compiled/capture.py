@@ -26,9 +26,10 @@ from pytest_modelbudget.backends.torch.compiled.fusion import donated_names, res
 from pytest_modelbudget.backends.torch.compiled.layouts import copy_what_is_given, reordered, reorders
 from pytest_modelbudget.backends.torch.compiled.outputs import Rebuild, taken_apart
 from pytest_modelbudget.backends.torch.compiled.random_states import leave_out_random_states
-from pytest_modelbudget.backends.torch.compiled.regions import recomputed_regions_tagged
+from pytest_modelbudget.backends.torch.compiled.regions import Recomputation, recomputed_regions_tagged
 from pytest_modelbudget.backends.torch.compiled.repeats import Repeats, Survey, lists_of_blocks
 from pytest_modelbudget.backends.torch.compiled.run import PATH, At, Run, runner, traced_results
+from pytest_modelbudget.backends.torch.compiled.schedule import schedule_of
 from pytest_modelbudget.backends.torch.compiled.shallow import (
     Outputs,
     blocks_left_out,
@@ -51,11 +52,11 @@ Captured = Callable[..., Any]
 class CompiledModel:
     """Calls a model as compiled for the device of `kernels`; its first call captures it.
 
-    `at` enters the place of each kernel that runs.
+    `at` enters the place of each kernel that runs; `recomputation` is told what is recomputed.
     """
 
-    def __init__(self, model: nn.Module, at: At, kernels: DeviceKernels) -> None:
-        self._model, self._at, self._kernels = model, at, kernels
+    def __init__(self, model: nn.Module, at: At, kernels: DeviceKernels, recomputation: Recomputation) -> None:
+        self._model, self._at, self._kernels, self._recomputation = model, at, kernels, recomputation
         self._cpu = not kernels.cuda
         self._reorders = False
         self._names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
@@ -88,9 +89,14 @@ class CompiledModel:
             return call
 
         if self._compiled is None:
-            self._compiled = _without_breaks(
-                lambda: self._stretched(caller, weights, inputs) or self._captured(caller(self._names), weights, inputs)
-            )
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # not those of a region around the model
+                self._compiled = _without_breaks(
+                    lambda: (
+                        self._stretched(caller, weights, inputs) or self._captured(caller(self._names), weights, inputs)
+                    )
+                )
+            for index in places:  # what was captured keeps its caller
+                leaves[index] = None
         return self._rebuild(self._compiled(weights, inputs))
 
     def share(self, captured_model: CompiledModel) -> None:
@@ -105,6 +111,7 @@ class CompiledModel:
             self._capturing = True
             compiled([_fake(tensor, mode) for tensor in weights], [_fake(tensor, mode) for tensor in inputs])
             self._capturing = False
+        self._recomputation.seen |= bool(self._regions)
         return compiled
 
     def _stretched(
@@ -251,7 +258,10 @@ class CompiledModel:
         returned = {result.name for result in results if isinstance(result, Node)}
         order = reordered if self._reorders else None
         with no_modes():  # the backward pass is compiled in the run
-            run = runner(module, donated, self._at, cpu=self._cpu, reordered=order, fixed=returned)
+            is_scheduled = bool(self._regions) and not self._capturing
+            schedule = schedule_of(module) if is_scheduled else None
+            self._recomputation.by_rule |= is_scheduled and schedule is None
+            run = runner(module, donated, self._at, cpu=self._cpu, reordered=order, fixed=returned, schedule=schedule)
 
         def run_or_capture(args: list[Any]) -> list[Any]:
             return traced_results(module.graph) if self._capturing else run(args)
@@ -277,6 +287,10 @@ def _without_breaks(capture: Callable[[], Captured]) -> Captured:
         ) from None
     except ImportError as error:
         raise ModelBudgetError(f"compile: inductor is not planned with torch {torch.__version__}: {error}") from None
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _fake(tensor: torch.Tensor, mode: Any) -> torch.Tensor:

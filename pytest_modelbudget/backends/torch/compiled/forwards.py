@@ -16,6 +16,7 @@ from torch import nn
 from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
 from pytest_modelbudget.backends.torch.compiled.likeness import what_it_does
+from pytest_modelbudget.backends.torch.compiled.regions import Recomputation, regions_noted
 from pytest_modelbudget.backends.torch.compiled.run import At
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import ROOT
@@ -24,18 +25,24 @@ from pytest_modelbudget.errors import ModelBudgetError
 
 
 @contextmanager
-def forwards_compiled(modules: Mapping[str, nn.Module], at: At, kernels: DeviceKernels) -> Iterator[None]:
-    """Inside, forwards of `modules`, given by their paths, are compiled; `at` enters the place of a kernel."""
-    forwards = _Forwards(at, kernels)
-    with all_patched([(module, "forward", forwards.of(path, module)) for path, module in modules.items()]):
+def forwards_compiled(
+    modules: Mapping[str, nn.Module], at: At, kernels: DeviceKernels, recomputation: Recomputation
+) -> Iterator[None]:
+    """Inside, forwards of `modules`, given by their paths, are compiled; `at` enters the place of a kernel.
+
+    What is recomputed, in them or around them, is noted in `recomputation`.
+    """
+    forwards = _Forwards(at, kernels, recomputation)
+    patches = [(module, "forward", forwards.of(path, module)) for path, module in modules.items()]
+    with all_patched(patches), regions_noted(recomputation):
         yield
 
 
 class _Forwards:
     """Makes compiled forwards, and knows which module a kernel runs for."""
 
-    def __init__(self, at: At, kernels: DeviceKernels) -> None:
-        self._at, self._kernels = at, kernels
+    def __init__(self, at: At, kernels: DeviceKernels, recomputation: Recomputation) -> None:
+        self._at, self._kernels, self._recomputation = at, kernels, recomputation
         self._captured: dict[Hashable, CompiledModel] = {}
         self._running = ""
         self._made_by: dict[int, str] = {}
@@ -48,7 +55,7 @@ class _Forwards:
         def forward(*args: Any, **kwargs: Any) -> Any:
             key = what_it_does(body, args, kwargs)
             if key not in own:
-                own[key] = CompiledModel(body, self._at_part, self._kernels)
+                own[key] = CompiledModel(body, self._at_part, self._kernels, self._recomputation)
                 if key in self._captured:
                     own[key].share(self._captured[key])
             outer, self._running = self._running, path

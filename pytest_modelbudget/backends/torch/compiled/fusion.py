@@ -14,67 +14,51 @@ with `config.inplace_buffers`; inputs of the graph are only written into where t
 nobody else has, and never what a scatter has changed. Of fused kernels that follow each other the first in the graph
 comes first, and what several of them read is written over by the last. For a CPU, fused kernels between two others are
 one function, all of whose buffers are made before it and go after it. `order` says in which order kernels run; what
-Inductor fuses beside each other is not known there, which moves some kernels of equal cost, and in a backward pass that
-recomputes blocks more than these.
+Inductor fuses beside each other is not known there, which moves some kernels of equal cost. In a backward pass that
+recomputes blocks it moves more than these: for such a graph Inductor's own scheduler is asked (`schedule`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
-from operator import getitem
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from pytest_modelbudget.backends.torch.compat import OpOverload
+from pytest_modelbudget.backends.torch.compiled.operators import (
+    changed_by,
+    has_result,
+    is_scatter,
+    kind_of,
+    with_changed,
+)
 from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order
-from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep, StepKind, freed_together
+from pytest_modelbudget.backends.torch.compiled.reuse import handed_on
+from pytest_modelbudget.backends.torch.compiled.schedule import Schedule
+from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep, freed_together, parts_of, size_of
 
 MOST_READS = 4
 MOST_SUMMANDS = 8
 
 _RUNNING = ("kernel", "fused", "write")
 
-_IN_REGISTERS = """cat constant_pad_nd index _unsafe_index embedding gather index_select where full full_like empty
-empty_like zeros zeros_like ones ones_like arange scalar_tensor new_zeros new_ones new_full new_empty eye tril triu
-lift_fresh_copy clone copy _to_copy fill repeat flip roll rand randn bernoulli slice_scatter select_scatter
-as_strided_scatter avg_pool2d avg_pool2d_backward max_pool2d_with_indices_backward upsample_nearest2d
-upsample_bilinear2d convert_element_type iota broadcast_in_dim fma device_put inductor_random inductor_seeds
-inductor_seed inductor_lookup_seed inductor_randint inductor_force_stride_order _inductor_bucketize
-_unsafe_masked_index"""
-"""Operators that Inductor computes in the kernel that needs them, beside those that torch tags as pointwise."""
-
-_WITH_RESULT = """sum mean var var_mean std amax amin max min argmax argmin any all prod cumsum cumprod logcumsumexp
-cummax cummin norm linalg_vector_norm prepare_softmax_online max_pool2d_with_indices _low_memory_max_pool_with_offsets
-_low_memory_max_pool_offsets_to_indices"""
-"""Operators whose operands are computed in their kernel, and whose results are in memory."""
-
-_SCATTERS = """index_put _unsafe_index_put _unsafe_masked_index_put_accumulate scatter scatter_add scatter_reduce
-index_add"""
-"""Operators that change what another kernel made: zeros, or a copy of their first operand."""
-
-
-def _names(written: str) -> frozenset[str]:
-    return frozenset(f"{namespace}.{name}" for namespace in ("aten", "prims") for name in written.split())
-
-
-_SCATTERING = _names(_SCATTERS)
-_IN_MEMORY = _names(_WITH_RESULT) | _SCATTERING
-_FUSED = _names(_IN_REGISTERS) | _IN_MEMORY
-
 _NEVER_FREED = ("primals_", "tangents_", "arg")
 """How AOTAutograd names what a graph is given and Inductor does not let go of: all but saved tensors."""
 
 
-def memory_steps(graph: Graph, donated: Collection[str] = (), *, cpu: bool = False) -> tuple[MemoryStep, ...]:
+def memory_steps(
+    graph: Graph, donated: Collection[str] = (), *, cpu: bool = False, schedule: Schedule | None = None
+) -> tuple[MemoryStep, ...]:
     """What runs of `graph`, in order; `donated` are names of its inputs that nobody else has.
 
-    For a `cpu`, fused kernels that follow each other are one function of C++.
+    For a `cpu`, fused kernels that follow each other are one function of C++. Where a `schedule` is known, it says what
+    is fused, and in which order kernels run.
     """
-    steps = tuple(_Fusion(graph, donated).steps())
-    return tuple(freed_together(steps)) if cpu else steps
+    steps = tuple(_Fusion(graph, donated, schedule).steps())
+    steps = tuple(freed_together(steps)) if cpu else steps
+    return steps if schedule is None else handed_on(steps, schedule)
 
 
 def donated_names(graph: Graph, output_count: int) -> frozenset[str]:
@@ -99,17 +83,13 @@ def results_of(graph: Graph) -> Sequence[Any]:
     return results
 
 
-def parts_of(node: Node) -> tuple[Node, ...]:
-    """The values that a kernel ending in `node` leaves: itself, or those of its several results that are in use."""
-    return tuple(user for user in node.users if user.target is getitem) or (node,)
-
-
 class _Fusion:
-    def __init__(self, graph: Graph, donated: Collection[str]) -> None:
+    def __init__(self, graph: Graph, donated: Collection[str], schedule: Schedule | None = None) -> None:
+        self.schedule = schedule
         self.nodes = [node for node in graph.nodes if node.op != "output"]
         self.outputs = next(node for node in graph.nodes if node.op == "output").all_input_nodes
         self.donated = donated
-        self.kinds = {node: _kind(node) for node in self.nodes}
+        self.kinds = {node: kind_of(node) for node in self.nodes}
         self.place = {node: index for index, node in enumerate(self.nodes)}
         self.in_memory: set[Node] = {node for node in self.nodes if self.kinds[node] == "input"}
         self._place()
@@ -119,7 +99,10 @@ class _Fusion:
         kernels = [node for node in self.nodes if self.kinds[node] in _RUNNING and self._runs(node)]
         parts = {node: self._reads(node) for node in kernels}
         returned = {part for output in self.outputs for part in self._way(output)}
-        order = tuple(self._in_groups(self._order(kernels, parts, returned)))
+        if self.schedule is None:
+            order = tuple(self._in_groups(self._order(kernels, parts, returned)))
+        else:
+            order = self._as_scheduled(kernels, parts, self.schedule)
         last_use = {part: node for node in order for part in parts[node]}
         there: set[Node] = set()
         for node in order:
@@ -140,7 +123,7 @@ class _Fusion:
         written_from = {part for node in writing for part in parts[node]}
         computing = tuple(node for node in kernels if self.kinds[node] != "write")
         reads = {
-            node: tuple(dict.fromkeys(_with_changed(part for part in parts[node] if self.kinds[part] != "view")))
+            node: tuple(dict.fromkeys(with_changed(part for part in parts[node] if self.kinds[part] != "view")))
             for node in computing
         }
         held = {
@@ -154,10 +137,25 @@ class _Fusion:
             computing,
             makes,
             reads,
-            {node: 0 if _changed_by(node) else _bytes(node) for node in buffers},
-            frozenset((*_with_changed(returned), *held, *written_from)),
+            {node: 0 if changed_by(node) else _bytes(node) for node in buffers},
+            frozenset((*with_changed(returned), *held, *written_from)),
         )
         return [*best_order(flow), *writing]
+
+    def _as_scheduled(
+        self, kernels: Sequence[Node], parts: Mapping[Node, Sequence[Node]], schedule: Schedule
+    ) -> tuple[Node, ...]:
+        """`kernels` as they are scheduled, others before their first reader; those that write into inputs come last."""
+        maker = {part: node for node in kernels for part in parts_of(node)}
+        first_read: dict[Node, int] = {}
+        turns: dict[Node, int] = {}
+        for node in reversed(kernels):
+            turns[node] = schedule.turn(node, first_read.get(node, len(schedule.alive)))
+            for before in {maker[part] for part in parts[node] if part in maker}:
+                first_read[before] = min(turns[node], first_read.get(before, turns[node]))
+        for node in kernels:
+            turns[node] = max(turns[node], *(turns[maker[part]] for part in parts[node] if part in maker), 0)
+        return tuple(sorted(kernels, key=lambda node: (self.kinds[node] == "write", turns[node], self.place[node])))
 
     def _in_groups(self, order: Sequence[Node]) -> Iterator[Node]:
         """`order`, of which fused kernels that follow each other are in the order of the graph, as in one kernel."""
@@ -180,24 +178,43 @@ class _Fusion:
             elif self.kinds[node] == "kernel":
                 self.in_memory.add(node)
                 self.in_memory.update(map(self.root, node.all_input_nodes))
-            elif _name(node) in _IN_MEMORY:
-                self.in_memory.add(node)
-                self.in_memory.update(_changed_by(node))
         self.in_memory.update(map(self.root, self.outputs))
+        if self.schedule is None:
+            self._place_by_rule()
+        else:
+            self._place_scheduled(self.schedule.turns)
+
+    def _place_scheduled(self, turns: Mapping[str, int]) -> None:
+        """Find what fused kernels leave in memory: of what is scheduled all that another kernel reads."""
+        made = [
+            node
+            for node in self.nodes
+            if self.kinds[node] == "fused" and node.name in turns and "val" in node.meta and node not in self.in_memory
+        ]
+        self.in_memory.update(with_changed(made))
+        for node in made:
+            if all(turns.get(reader.name) == turns[node.name] for reader in self._kernels_reading(node)):
+                self.in_memory.discard(node)
+
+    def _place_by_rule(self) -> None:
+        """Find what fused kernels leave in memory."""
+        for node in self.nodes:
+            if has_result(node):
+                self.in_memory.update(with_changed([node]))
         reads: dict[Node, frozenset[Node]] = {}
         for node in self.nodes:
             read: frozenset[Node] = frozenset().union(*(reads[operand] for operand in node.all_input_nodes))
             if self.kinds[node] == "fused" and (
-                len(read) > MOST_SUMMANDS or (len(read) > MOST_READS and len(self._kernels_reading(node)) > 1)
+                len(read) > MOST_SUMMANDS or (len(read) > MOST_READS and len(self._kernels_reading(node, 2)) > 1)
             ):
                 self.in_memory.add(node)
             reads[node] = frozenset((node,)) if node in self.in_memory else read
 
-    def _kernels_reading(self, node: Node) -> set[Node]:
-        """The kernels that would compute `node`."""
+    def _kernels_reading(self, node: Node, most: int | None = None) -> set[Node]:
+        """The kernels that would compute `node`, or so many of them."""
         kernels: set[Node] = set()
         pending, seen = list(node.users), set(node.users)
-        while pending and len(kernels) < 2:
+        while pending and (most is None or len(kernels) < most):
             user = pending.pop()
             if user in self.in_memory or user.op == "output":
                 kernels.add(user)
@@ -238,33 +255,14 @@ class _Fusion:
 
     def _written_into(self, node: Node, freed: Iterable[Node]) -> Node | None:
         """What goes after the kernel ending in `node`, and is as large as its result; of a scatter, what it changes."""
-        if changed := _changed_by(node):
+        if changed := changed_by(node):
             return next(iter(changed))
-        return next((base for base in freed if self._may_go(base) and _size(base) == _size(node)), None)
+        return next((base for base in freed if self._may_go(base) and size_of(base) == size_of(node)), None)
 
     def _may_go(self, base: Node) -> bool:
         """Whether a fused kernel writes into `base`: not where it is what a scatter has changed."""
         may_go = self.kinds[base] in ("kernel", "fused", "part") or base.name in self.donated
-        return may_go and _name(base) not in _SCATTERING
-
-
-def _changed_by(node: Node) -> tuple[Node, ...]:
-    """What nobody but a scatter reads, which it changes."""
-    target = node.args[0] if _name(node) in _SCATTERING else None
-    is_own = isinstance(target, Node) and _kind(target) == "fused" and len(target.users) == 1
-    return (target,) if is_own else ()
-
-
-def _with_changed(nodes: Iterable[Node]) -> Iterator[Node]:
-    """`nodes`, and after a scatter what it changed, which is the same memory."""
-    for node in nodes:
-        yield node
-        yield from _changed_by(node)
-
-
-def _size(node: Node) -> Any:
-    value = node.meta.get("val")
-    return (value.numel(), value.dtype) if isinstance(value, torch.Tensor) else node
+        return may_go and not is_scatter(base)
 
 
 def _bytes(node: Node) -> int:
@@ -272,23 +270,3 @@ def _bytes(node: Node) -> int:
     values = node.meta.get("val")
     values = values if isinstance(values, list | tuple) else [values]
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
-
-
-def _name(node: Node) -> str:
-    return f"{node.target.namespace}.{node.target._opname}" if isinstance(node.target, OpOverload) else ""
-
-
-def _kind(node: Node) -> StepKind:
-    if node.op != "call_function":
-        return "input"
-    if node.target is getitem:
-        return "view" if _kind(node.all_input_nodes[0]) in ("view", "input") else "part"
-    if not isinstance(node.target, OpOverload):
-        return "kernel"
-    name = _name(node)
-    if name == "aten.copy_":
-        return "write"
-    if node.target.is_view:
-        return "view"
-    is_fused = torch.Tag.pointwise in node.target.tags or name in _FUSED
-    return "fused" if is_fused else "kernel"

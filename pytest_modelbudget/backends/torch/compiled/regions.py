@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,38 @@ from torch.utils.checkpoint import (
 
 from pytest_modelbudget.backends.patching import all_patched
 from pytest_modelbudget.errors import ModelBudgetError
+
+
+@dataclass(slots=True)
+class Recomputation:
+    """What a run of compiled graphs tells of its checkpointed regions.
+
+    `seen` says that there are such, `by_rule` that Inductor did not take one of their graphs, which has the order of a
+    rule.
+    """
+
+    seen: bool = False
+    by_rule: bool = False
+
+
+@contextmanager
+def regions_noted(recomputation: Recomputation) -> Iterator[None]:
+    """Inside, regions that are around compiled modules are noted; they run as they are."""
+    module = torch.utils.checkpoint
+    run, apply = module._checkpoint_without_reentrant_generator_impl, module.CheckpointFunction.apply
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            recomputation.seen = True
+            return function(*args, **options)
+
+        return call
+
+    with all_patched([
+        (module, "_checkpoint_without_reentrant_generator_impl", noted(run)),
+        (module, "CheckpointFunction", SimpleNamespace(apply=noted(apply))),
+    ]):  # fmt: skip
+        yield
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from pytest_modelbudget.backends.torch.compat import tree_map_only
-from pytest_modelbudget.backends.torch.compiled.fusion import memory_steps, parts_of, results_of
-from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep
+from pytest_modelbudget.backends.torch.compiled.fusion import memory_steps, results_of
+from pytest_modelbudget.backends.torch.compiled.schedule import Schedule
+from pytest_modelbudget.backends.torch.compiled.steps import MemoryStep, parts_of
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
 
 Run = Callable[[list[Any]], list[Any]]
@@ -35,12 +36,13 @@ def runner(
     cpu: bool,
     reordered: Layout | None = None,
     fixed: Collection[str] = (),
+    schedule: Schedule | None = None,
 ) -> Run:
     """What runs `module` on meta, as AOTAutograd calls what was compiled: it empties the list that it is given.
 
     It runs on a `cpu` or a GPU. What fused kernels leave is `reordered`, but for nodes of the names `fixed`.
     """
-    steps = memory_steps(module.graph, donated, cpu=cpu)
+    steps = memory_steps(module.graph, donated, cpu=cpu, schedule=schedule)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     constants = [node for node in module.graph.nodes if node.op == "get_attr"]
     results = results_of(module.graph)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from operator import getitem
+from typing import Any, Literal
 
+import torch
 from torch.fx import Node
 
 StepKind = Literal["input", "view", "part", "kernel", "fused", "write"]
@@ -41,3 +43,14 @@ def _freed_at_end(group: Sequence[MemoryStep]) -> Iterator[MemoryStep]:
     last = max((index for index, step in enumerate(group) if step.kind != "view"), default=-1)
     for index, step in enumerate(group):
         yield replace(step, freed=freed if index == last else ())
+
+
+def parts_of(node: Node) -> tuple[Node, ...]:
+    """The values that a kernel ending in `node` leaves: itself, or those of its several results that are in use."""
+    return tuple(user for user in node.users if user.target is getitem) or (node,)
+
+
+def size_of(node: Node) -> Any:
+    """Equal for values of which one can take the place of the other."""
+    value = node.meta.get("val")
+    return (value.numel(), value.dtype) if isinstance(value, torch.Tensor) else node

@@ -10,6 +10,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
 from pytest_modelbudget.backends.torch.compiled.forwards import forwards_compiled
+from pytest_modelbudget.backends.torch.compiled.regions import Recomputation
 from pytest_modelbudget.backends.torch.compiled.run import At
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import nodes
@@ -20,8 +21,12 @@ from pytest_modelbudget.planner.recipe import BLOCKS_COMPILED
 
 
 @contextmanager
-def compiled(model: nn.Module, recipe: Recipe, at: At, kernels: DeviceKernels) -> Iterator[Callable[..., Any]]:
+def compiled(
+    model: nn.Module, recipe: Recipe, at: At, kernels: DeviceKernels, recomputation: Recomputation
+) -> Iterator[Callable[..., Any]]:
     """Inside, what is given runs `model` as the recipe's `compile: inductor` has it; `at` enters a kernel's place.
+
+    What is recomputed is noted in `recomputation`.
 
     Replicas wrap the compiled model, `DistributedDataParallel(torch.compile(model))`: all gradients are there when its
     one node of the backward pass is over, and buckets are reduced then.
@@ -30,13 +35,13 @@ def compiled(model: nn.Module, recipe: Recipe, at: At, kernels: DeviceKernels) -
         ModelBudgetError: blocks are to be compiled, and there are none.
     """
     if recipe.compile == BLOCKS_COMPILED:
-        with forwards_compiled(_blocks(model), at, kernels):
+        with forwards_compiled(_blocks(model), at, kernels, recomputation):
             yield model
     elif isinstance(model, nn.parallel.DistributedDataParallel):
-        with forwards_compiled({"": model.module}, at, kernels):
+        with forwards_compiled({"": model.module}, at, kernels, recomputation):
             yield model
     else:
-        yield CompiledModel(model, at, kernels)
+        yield CompiledModel(model, at, kernels, recomputation)
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
 from pytest_modelbudget.backends.torch.compiled.estimate import compiled_note, error_of
+from pytest_modelbudget.backends.torch.compiled.regions import Recomputation
 from pytest_modelbudget.backends.torch.kernels import rnn
 from pytest_modelbudget.backends.torch.kernels.attention import cpu_attention
 from pytest_modelbudget.backends.torch.kernels.cpus import CPUS
@@ -150,6 +151,7 @@ class StepRecording:
         self.on_cuda = recipe.kernels == "cuda"
         self.cleanup = ExitStack()
         self.notes: list[str] = []
+        self.recomputation = Recomputation()
         self.fused_loss: FusedLoss | None = None
         self.host_weights: HostWeights | None = None
         self.called: Callable[..., Any] = self.model
@@ -172,8 +174,9 @@ class StepRecording:
                 self.fused_loss = FusedLoss(str(recipe.loss), self.head_of(str(recipe.loss), call, dispatcher))
             self.called = self.model
             if is_compiled(recipe):
-                self.called = stack.enter_context(compiled(self.model, recipe, recorder.at, kernels))
-                self.notes.append(compiled_note(recipe, self.model))
+                self.called = stack.enter_context(
+                    compiled(self.model, recipe, recorder.at, kernels, self.recomputation)
+                )
             observer = shown(recorder, self.runnable.log, self.model, call.ports)
             stack.enter_context(observing(observer, dispatcher))
             if isinstance(recipe, Training):
@@ -191,7 +194,9 @@ class StepRecording:
         notes = (*steering.notes_of_one_pass(call.readings.read_inputs.values()), *self.notes, *of_values)
         memory_trace = replace(memory_trace, notes=notes)
         if is_compiled(recipe):
-            memory_trace = replace(memory_trace, error_percent=error_of(recipe, self.model).worst)
+            error = error_of(recipe, self.model, self.recomputation)
+            notes = (compiled_note(recipe, error), *notes)
+            memory_trace = replace(memory_trace, notes=notes, error_percent=error.worst)
         show_memory_trace(memory_trace, self.runnable.log)
         is_fused = isinstance(recipe, Training) and recipe.fused
         return memory_trace.without_temporaries("optimizer") if is_fused else memory_trace

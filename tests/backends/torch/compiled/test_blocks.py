@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.compiled.capture import CompiledModel
-from pytest_modelbudget.backends.torch.compiled.estimate import WORST, WORST_RECOMPUTED, error_of
+from pytest_modelbudget.backends.torch.compiled.estimate import WORST, WORST_RECOMPUTED
 from pytest_modelbudget.backends.torch.compiled.fusion import results_of
-from pytest_modelbudget.planner import Inference, Training
 from pytest_modelbudget.planner.recipe import BLOCKS_COMPILED
 from tests.backends.torch import real_compiled_ranks, real_ranks
 from tests.backends.torch.rank_steps import WHOLE, on_real_ranks, sharded
+from tests.real_steps import KERNELS, allocated, sgd
 
 pytestmark = pytest.mark.skipif(not compat.KNOWN_COMPILED, reason="graphs of this torch were not looked at")
 
@@ -53,12 +56,38 @@ def test_a_model_without_blocks_has_none_to_compile() -> None:
     assert "write compile: inductor" in refused.notes[0]
 
 
-def test_a_model_that_recomputes_by_itself_has_the_error_of_recomputed_blocks() -> None:
-    """The switch of transformers is as good as the key of a recipe; in inference nothing is recomputed."""
-    model = nn.Sequential(block())
-    model[0].gradient_checkpointing = True
-    assert error_of(Training(compile="inductor"), model).worst == WORST_RECOMPUTED
-    assert error_of(Inference(compile="inductor"), model).worst == WORST
+class Checkpointing(nn.Module):
+    """Blocks that the model's own code has recomputed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in self.blocks:
+            x = checkpoint(part, x, use_reentrant=False)
+        return x
+
+
+@pytest.mark.parametrize("compiler", ["inductor", BLOCKS_COMPILED])
+def test_a_model_that_recomputes_by_itself_is_planned_as_by_the_key(compiler: Any) -> None:
+    """Its own calls are as good as the key of a recipe, with the same error; in inference nothing is computed anew."""
+    inputs, key_less = f"float32[{ROWS}, {WIDTH}]", {"compile": compiler}
+    key = {"checkpointing": "blocks", **key_less}
+    own = plan(Checkpointing, inputs, training=key_less)
+    assert own.notes == plan(nn.Sequential(block(), block()), inputs, training=key).notes
+    if compiler == "inductor":
+        assert own.peak_bytes == plan(nn.Sequential(block(), block()), inputs, training=key).peak_bytes
+        assert f"within {WORST_RECOMPUTED} %" in own.notes[0]
+        assert f"within {WORST} %" in plan(Checkpointing, inputs, inference=key_less).notes[0]
+
+
+def test_a_compiled_block_lets_go_of_its_input() -> None:
+    """By hand, in the second block: its input, the wide values and its result, beside weights and the model's input."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), block(), block(), block())
+    weights = 4 * (WIDTH * WIDTH + WIDTH + 3 * (8 * WIDTH * WIDTH + 5 * WIDTH))
+    step = plan(model, f"float32[{ROWS}, {WIDTH}]", inference={"kernels": "cpu", "compile": BLOCKS_COMPILED})
+    assert step.peak_bytes == weights + 4 * ROWS * WIDTH * (1 + 1 + 4 + 1)
 
 
 class Remembering(nn.Module):
@@ -90,6 +119,36 @@ def test_blocks_that_leave_tensors_in_an_object_are_refused() -> None:
     refused = plan(Remembering, f"float32[{ROWS}, {WIDTH}]", training={"compile": BLOCKS_COMPILED})
     assert "blocks.0 keeps tensors in an object that it is given" in refused.notes[0]
     assert "use_cache = False" in refused.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KERNELS is None or shutil.which("c++") is None, reason="needs a known CPU and a C++ compiler")
+def test_a_compiled_step_that_recomputes_takes_what_was_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one on the CPU, whose blocks have dropout: kernels run as Inductor's scheduler has them."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = nn.Sequential(block(), block())
+    shape = (32 * ROWS, WIDTH)
+    recipe = {
+        "optimizer": "sgd",
+        "foreach": False,
+        "kernels": KERNELS,
+        "checkpointing": "blocks",
+        "compile": "inductor",
+    }
+    planned = plan(model, f"float32{list(shape)}", training=recipe).peak_bytes
+    for layer in model:
+        layer.forward = _recomputed(layer.forward)
+    data = torch.rand(shape)
+    try:
+        compiled = torch.compile(model)
+        with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
+            compiled(data).sum().backward()
+            compiled.zero_grad()
+            assert planned == pytest.approx(allocated(compiled, data, sgd), rel=WORST_RECOMPUTED / 100)
+    finally:
+        torch._dynamo.reset()
 
 
 @pytest.mark.slow
@@ -151,11 +210,18 @@ def _results(graph: Any) -> Counter[Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_compiled_models_on_real_ranks() -> None:
-    """Replicas of a compiled model take what is planned to the byte, FSDP2 with compiled blocks within a per cent."""
-    cases = {"ddp": ({"ddp": 2}, "inductor", 0.0), "fsdp, blocks": ({"fsdp": 2}, BLOCKS_COMPILED, 0.01)}
+    """Replicas of a compiled model take what is planned to the byte, FSDP2 with recomputed blocks within a per cent."""
+    cases = {"ddp": ({"ddp": 2}, "inductor", 0.0), "fsdp, blocks recomputed": ({"fsdp": 2}, BLOCKS_COMPILED, 0.01)}
     real = on_real_ranks(real_compiled_ranks, 2, list(cases))
     for case, (sharding, compiler, error) in cases.items():
-        recipe: dict[str, Any] = {"kernels": "cpu", "foreach": False, "optimizer": "sgd", "compile": compiler}
+        checkpointing = "blocks" if case.endswith("recomputed") else "none"
+        recipe: dict[str, Any] = {
+            "checkpointing": checkpointing,
+            "kernels": "cpu",
+            "foreach": False,
+            "optimizer": "sgd",
+            "compile": compiler,
+        }
         inputs = f"int64[{real_compiled_ranks.BATCH}, {real_ranks.TOKENS}]"
         planned = sharded(real_ranks.Transformer, inputs, sharding, **recipe).memory_trace.peak()
         buckets = 4 * WHOLE if case == "ddp" else 0  # made before what is measured

@@ -15,8 +15,11 @@ from torch import nn
 from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch import compat
 from pytest_modelbudget.backends.torch.compiled.estimate import error_of, note_of
+from pytest_modelbudget.backends.torch.compiled.fusion import memory_steps
 from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order, peak_of
 from pytest_modelbudget.backends.torch.compiled.outputs import taken_apart
+from pytest_modelbudget.backends.torch.compiled.regions import Recomputation
+from pytest_modelbudget.backends.torch.compiled.schedule import Schedule
 from pytest_modelbudget.planner import Training
 from tests.real_steps import KERNELS, allocated, sgd
 
@@ -47,7 +50,7 @@ def test_a_step_holds_what_the_partitioner_saves_and_no_pointwise_temporaries(
     gradients = hidden + FLOAT * HIDDEN * WIDTH
     assert step.peak_bytes == weights + 2 * hidden + 3 * ends + gradients == 4_130_048  # input, output, its gradient
     assert (step.phase, step.path) == ("backward", "2")
-    assert note_of(error_of(Training(), perceptron())) in step.notes
+    assert note_of(error_of(Training(), perceptron(), Recomputation())) in step.notes
     assert not torch.compiler.is_compiling()
     assert list(tmp_path.iterdir()) == []
 
@@ -133,6 +136,29 @@ def test_a_chain_of_pointwise_operators_takes_one_buffer() -> None:
     step = plan(Chain, "float32[1024]", inference=inference)
     assert step.peak_bytes == 2 * FLOAT * 1024
     assert plan(Chain, "float32[1024]", inference={"kernels": "cpu"}).peak_bytes == 3 * FLOAT * 1024
+
+
+@pytest.mark.parametrize(("between", "waits"), [(68, True), (69, False)])
+def test_a_buffer_waits_for_the_next_of_its_size_where_the_peak_stays(between: int, waits: bool) -> None:
+    """A product of 64 bytes that is summed up and gone, another kernel, and a product of 64 bytes: 132 is the peak."""
+    graph = torch.fx.Graph()
+
+    def node(target: Any, *args: Any, shape: tuple[int, ...]) -> torch.fx.Node:
+        made = graph.placeholder("x") if target is None else graph.call_function(target, args)
+        made.meta["val"] = torch.empty(shape, device="meta")
+        return made
+
+    aten = torch.ops.aten
+    x = node(None, shape=(4, 4))
+    first = node(aten.mm.default, x, x, shape=(4, 4))
+    total = node(aten.sum.default, first, shape=())
+    other = node(aten.mv.default, x, total, shape=(4,))
+    last = node(aten.mm.default, x, x, shape=(4, 4))
+    graph.output((total, other, last))
+    turns = {made.name: turn for turn, made in enumerate((first, total, other, last))}
+    *_, summed, _, end = memory_steps(graph, schedule=Schedule(turns, (64, 68, between, 132)))
+    assert (summed.node, end.node) == (total, last)
+    assert (first in summed.freed, end.written_over) == (not waits, (first,) if waits else ())
 
 
 def test_kernels_run_in_the_order_that_needs_less() -> None:
