@@ -56,17 +56,9 @@ def parse(section: Any, kind: RecipeType) -> AnyRecipe:
     keys = {f.name for f in fields(kind)}
     for name in section:
         if name not in keys:
-            hint = _hint(title, name, keys)
+            hint = _hint((title, name), keys)
             raise ModelBudgetError(f"{title}: unknown key {name!r}{hint}; known are {', '.join(sorted(keys))}")
     return kind(**{name: _checked_value(title, key_of(kind, name), name, value) for name, value in section.items()})
-
-
-def _hint(title: str, name: Any, keys: Collection[str]) -> str:
-    if name in _DEVICE_WORDS:
-        return _DEVICE_HINT
-    if title == "serving" and (key := _ENGINE_FLAGS.get(str(name).replace("-", "_"))):
-        return f", which is {key}: ... here"
-    return place_hint((title, name)) or did_you_mean(name, keys)
 
 
 def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
@@ -81,8 +73,13 @@ def _checked_value(title: str, key: Key, name: str, value: Any) -> Any:
     return parsed
 
 
-def _hint(path: tuple[Any, ...], known_keys: tuple[str, ...]) -> str:
-    """What an unknown key in a table of a recipe may be meant as; empty where nothing is near it."""
+def _hint(path: tuple[Any, ...], known_keys: Collection[str]) -> str:
+    """What an unknown key of a recipe, or of a table in it, may be meant as; empty where nothing is near it."""
+    title, name, *inner = path
+    if not inner and name in _DEVICE_WORDS:
+        return _DEVICE_HINT
+    if not inner and title == "serving" and (key := _ENGINE_FLAGS.get(str(name).replace("-", "_"))):
+        return f", which is {key}: ... here"
     if words := _OTHER_WORDS.get(path):
         return f", which is written as {words}"
     return place_hint(path) or did_you_mean(path[-1], known_keys)

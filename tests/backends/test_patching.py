@@ -89,6 +89,7 @@ SET_OTHERWISE = {
     "setattr in backends/patching.py": "here",
     "setattr in backends/torch/distributed/fake_world.py": "what torch sets itself is put back",
     "setattr in backends/torch/model/meta_tensors.py": "marks are copied with their tensor",
+    "setattr in backends/torch/serving/mixers.py": "layers of a model of the plan's own are cut",
     "setattr in backends/torch/training/adapters.py": "pairs of a model of the plan's own are taken off",
     "setattr in backends/torch/training/float8.py": "layers of a model of the plan's own are put back",
     "setattr in backends/torch/model/settings.py": "the state of torch is put back",
