@@ -30,8 +30,8 @@ from pytest_modelbudget.backends.torch.compiled.regions import recomputed_region
 from pytest_modelbudget.backends.torch.compiled.repeats import Repeats, Survey, lists_of_blocks
 from pytest_modelbudget.backends.torch.compiled.run import PATH, At, Run, runner, traced_results
 from pytest_modelbudget.backends.torch.compiled.shallow import (
-    Outputs,
     blocks_left_out,
+    check_outputs,
     end_with_both,
     end_with_forward,
     stretched,
@@ -73,8 +73,8 @@ class CompiledModel:
         weights = [*self._model.parameters(), *self._model.buffers()]
         inputs = [leaves[index] for index in places]
 
-        def caller(names: Sequence[str], noted: Callable[[Any], Any] = lambda out: out) -> Callable[..., Any]:
-            """What calls the model with weights of these `names`, and gives back what is `noted` of its tensors."""
+        def caller(names: Sequence[str]) -> Callable[..., Any]:
+            """What calls the model with weights of these `names`, and gives back its tensors."""
 
             def call(weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
                 values = list(leaves)
@@ -83,7 +83,7 @@ class CompiledModel:
                 args, kwargs = tree_unflatten(values, spec)
                 named = dict(zip(names, weights, strict=True))
                 tensors, self._rebuild = taken_apart(torch.func.functional_call(self._model, named, args, kwargs))
-                return noted(tensors)
+                return tensors
 
             return call
 
@@ -118,9 +118,12 @@ class CompiledModel:
                 continue
             if self._regions or not (repeats := survey.repeats()):  # what is recomputed of a block goes by its depth
                 return None
+            rebuild = self._rebuild
             for runs in dict.fromkeys((repeats, tuple([run.without_last() for run in repeats]))):
                 try:
-                    return self._running(*self._shallow_graphs(survey, runs, caller, weights, inputs, fake=fake))
+                    graphs = self._shallow_graphs(survey, runs, caller, weights, inputs, fake=fake)
+                    self._rebuild = rebuild
+                    return self._running(graphs, survey.returned)
                 except Exception:  # whatever the model's code raises without some of its blocks
                     continue
             return None
@@ -155,32 +158,35 @@ class CompiledModel:
         inputs: Sequence[torch.Tensor],
         *,
         fake: bool,
-    ) -> tuple[Graphs, Outputs]:
-        outputs = Outputs()
+    ) -> Graphs:
         with blocks_left_out(self._model, repeats) as shallow:
             shallow_weights = [weights[position] for position in shallow.places]
             shallow_survey = self._survey(survey.containers, caller(shallow.names), shallow_weights, inputs, fake=fake)
             if shallow_survey.outline() != survey.outline(shallow.left_out):
                 raise NotAlike("the rest of the model does something else without some of its blocks")
+            if shallow_survey.makers() != survey.makers(shallow.left_out):
+                raise NotAlike("the model returns what other blocks make without some of them")
             with self._tracing() as mode:
-                compiled = self._compiling(caller(shallow.names, outputs.noted), len(shallow_weights), ends=True)
+                compiled = self._compiling(caller(shallow.names), len(shallow_weights), ends=True)
                 fakes, fake_inputs = (
                     [_fake(tensor, mode) for tensor in tensors] for tensors in (shallow_weights, inputs)
                 )
                 graphs = traced(lambda: compiled(fakes, fake_inputs))
         graphs = replace(graphs, names=tuple([self._names[position] for position in shallow.places]))
         with no_modes():
-            outputs.check(graphs)
-            return stretched(graphs, self._model, repeats), outputs
+            check_outputs(graphs, shallow_survey.returned)
+            graphs = stretched(graphs, self._model, repeats)
+            check_outputs(graphs, survey.returned)
+            return graphs
 
-    def _running(self, graphs: Graphs, outputs: Outputs) -> Captured:
-        """What runs stretched `graphs` of the model."""
+    def _running(self, graphs: Graphs, returned: Sequence[torch.Tensor]) -> Captured:
+        """What runs stretched `graphs` of the model, which `returned` tensors like these."""
         self._output_count = graphs.returned if graphs.backward else 0
         with no_modes():
             forward = self._forward(graphs.forward, ())
         backward = graphs.backward
-        run = trained(graphs, outputs.views, forward, lambda: self._backward(backward, ())) if backward else forward
-        return lambda weights, inputs: outputs.nested(run([*weights, *inputs]))
+        run = trained(graphs, returned, forward, lambda: self._backward(backward, ())) if backward else forward
+        return lambda weights, inputs: run([*weights, *inputs])
 
     def _compiling(self, call: Callable[..., Any], weights: int, *, ends: bool = False) -> Captured:
         """What captures `call`, of so many `weights`, when it is called, and runs it then, or `ends` with graphs."""

@@ -17,12 +17,11 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from pytest_modelbudget.backends.patching import patched
-from pytest_modelbudget.backends.torch.compat import tree_flatten, tree_unflatten
 from pytest_modelbudget.backends.torch.compiled.fusion import results_of
 from pytest_modelbudget.backends.torch.compiled.repeats import Repeats
 from pytest_modelbudget.backends.torch.compiled.run import Run
 from pytest_modelbudget.backends.torch.compiled.span import NotAlike, Span
-from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, stretch
+from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, stretch, tangents_of
 from pytest_modelbudget.backends.torch.model.modules import nodes
 
 
@@ -106,45 +105,23 @@ def stretched(graphs: Graphs, model: nn.Module, repeats: Sequence[Repeats]) -> G
     return graphs
 
 
-class Outputs:
-    """What a model gives: its tensors, and how they are nested."""
+def check_outputs(graphs: Graphs, returned: Sequence[torch.Tensor]) -> None:
+    """See that `graphs` are of the plain case, and give what is like the tensors that the model `returned`.
 
-    def __init__(self) -> None:
-        self.spec: Any = None
-        self.leaves: list[Any] = []
-        self.views: list[bool] = []
-
-    def noted(self, out: Any) -> Any:
-        """`out`, noted the first time, before the graphs are traced."""
-        if self.spec is None:
-            self.leaves, self.spec = tree_flatten(out)
-            self.views = [_is_view(leaf) for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
-        return out
-
-    def nested(self, results: Sequence[Any]) -> Any:
-        """`results` in the place of the tensors."""
-        following = iter(results)
-        leaves = [next(following) if isinstance(leaf, torch.Tensor) else None for leaf in self.leaves]
-        return tree_unflatten(leaves, self.spec)
-
-    def check(self, graphs: Graphs) -> None:
-        """See that `graphs` are of the plain case.
-
-        Raises:
-            NotAlike: they are not.
-        """
-        if any(leaf is not None and not isinstance(leaf, torch.Tensor) for leaf in self.leaves):
-            raise NotAlike("the model gives what is no tensor")
-        given = sum(isinstance(leaf, torch.Tensor) for leaf in self.leaves)
-        returned = results_of(graphs.forward.graph)[: graphs.returned]
-        if given != graphs.returned or not all(map(_is_made, returned)):
-            raise NotAlike("the model writes into what it is given, or gives views")
-        if any(node.target is torch.ops.aten.copy_.default for node in graphs.forward.graph.nodes):
-            raise NotAlike("the model writes into what it is given")
-        if graphs.backward is not None:
-            tangents = [node for node in graphs.backward.graph.nodes if _is_tangent(node)]
-            if len(tangents) != given:
-                raise NotAlike("some outputs have no gradients")
+    Raises:
+        NotAlike: they are not.
+    """
+    results = results_of(graphs.forward.graph)[: graphs.returned]
+    if len(returned) != graphs.returned or not all(map(_is_made, results)):
+        raise NotAlike("the model writes into what it is given, or gives views")
+    for result, tensor in zip(results, returned, strict=True):
+        value = result.meta["val"]
+        if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+            raise NotAlike(f"{result.name} is not what the model gives")
+    if any(node.target is torch.ops.aten.copy_.default for node in graphs.forward.graph.nodes):
+        raise NotAlike("the model writes into what it is given")
+    if graphs.backward is not None and len(tangents_of(graphs.backward.graph)) != graphs.returned:
+        raise NotAlike("some outputs have no gradients")
 
 
 def _root(node: Node) -> Node:
@@ -165,21 +142,18 @@ def _is_made(result: Any) -> bool:
     return isinstance(result, Node) and bool(_root(result).op == "call_function")
 
 
-def _is_tangent(node: Node) -> bool:
-    return bool(node.op == "placeholder" and node.name.startswith("tangents_"))
-
-
 def trained(
-    graphs: Graphs, views: Sequence[bool], forward: Run, backward: Callable[[], Run]
+    graphs: Graphs, returned: Sequence[torch.Tensor], forward: Run, backward: Callable[[], Run]
 ) -> Callable[[list[torch.Tensor]], Any]:
     """What runs both passes: called with all inputs of the forward pass, it gives back its outputs.
 
-    `views` says which of them are views. `backward` makes what runs the backward pass, when it is needed first.
+    The model `returned` tensors like these outputs. `backward` makes what runs the backward pass, when it is needed first.
     """
     assert graphs.backward is not None
     results = results_of(graphs.forward.graph)
     is_input = [result.op == "placeholder" for result in results[graphs.returned :]]
-    tangents = [node.meta["val"] for node in graphs.backward.graph.nodes if _is_tangent(node)]
+    tangents = [node.meta["val"] for node in tangents_of(graphs.backward.graph)]
+    views = list(map(_is_view, returned))
     compiled: list[Run] = []
 
     class Compiled(torch.autograd.Function):  # type: ignore[misc]
@@ -191,8 +165,8 @@ def trained(
                 out = forward(list(inputs))
             saved = zip(out[graphs.returned :], is_input, strict=True)
             ctx.save_for_backward(*[x if is_given or not x._is_view() else x.detach() for x, is_given in saved])
-            returned = zip(out[: graphs.returned], views, strict=True)
-            return tuple([torch.ops.aten._unsafe_view(x, x.shape) if view else x for x, view in returned])
+            outputs = zip(out[: graphs.returned], views, strict=True)
+            return tuple([torch.ops.aten._unsafe_view(x, x.shape) if view else x for x, view in outputs])
 
         @staticmethod
         def backward(ctx: Any, *boxed: Any) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -54,25 +55,50 @@ def stretch(graphs: Graphs, names: Sequence[str], name_span: Span, span: Span) -
         forward.match(inputs[near], inputs[family[-1]])
     forward.compare()
     results = results_of(graphs.forward.graph)
-    returned, saved = results[: graphs.returned], results[graphs.returned :]
-    if any(result in forward.far_of for result in returned):
-        raise NotAlike("the model returns what a block makes")
+    returned, saved = list(results[: graphs.returned]), results[graphs.returned :]
+    runs = list(_returned_runs(returned, forward.far_of))
     backward = None
     if graphs.backward is not None:
         backward = _Stretch(graphs.backward.graph, span)
         saved_there = _match_saved(forward, backward, saved)
+        tangents = tangents_of(graphs.backward.graph)
+        for run in runs:
+            for place in run:
+                backward.match(tangents[place], tangents[place + len(run)])
         backward.compare()
     forward.add_weights(inputs, families, new_names)
     forward.add_copies()
     forward.add_seeds()
-    forward.finish([*returned, *forward.with_copies(saved)])
+    whole_returned = list(forward.with_runs_copied(returned, runs))
+    forward.finish([*whole_returned, *forward.with_copies(saved)])
     if graphs.backward is not None and backward is not None:
         gradients = list(results_of(graphs.backward.graph))
         backward.add_saved(forward, saved_there)
+        backward.add_tangents(tangents, runs)
         backward.add_copies()
         by_name = backward.gradients(dict(zip(graphs.names, gradients, strict=False)), families)
         backward.finish([*(by_name[name] for name in new_names), *gradients[len(graphs.names) :]])
-    return replace(graphs, names=new_names)
+    return replace(graphs, names=new_names, returned=len(whole_returned))
+
+
+def tangents_of(graph: Graph) -> list[Node]:
+    """The inputs of a backward pass that are gradients of what the model returns."""
+    return [node for node in graph.nodes if node.op == "placeholder" and node.name.startswith("tangents_")]
+
+
+def _returned_runs(returned: list[Node], far_of: Mapping[Node, Node]) -> Iterator[range]:
+    """The places in `returned` of what the near unit makes, such as a cache; what the far one makes follows each.
+
+    Raises:
+        NotAlike: it does not.
+    """
+    for is_near, group in groupby(range(len(returned)), key=lambda place: returned[place] in far_of):
+        if is_near:
+            places = list(group)
+            run = range(places[0], places[-1] + 1)
+            if [far_of[result] for result in returned[run.start : run.stop]] != returned[run.stop : run.stop + len(run)]:
+                raise NotAlike("what one unit makes is not returned like that of the other")
+            yield run
 
 
 def _match_saved(forward: _Stretch, backward: _Stretch, saved: Sequence[Node]) -> dict[Node, Node]:
@@ -249,6 +275,13 @@ class _Stretch:
                 for turn in range(1, self.span.between + 1):
                     self._placeholder(saved_input, turn, anchor, forward._copies[node][turn - 1].name)
 
+    def add_tangents(self, tangents: Sequence[Node], runs: Iterable[range]) -> None:
+        """Add gradients of what copies in the forward pass return, after each of the `runs` of the near unit."""
+        for run in runs:
+            for turn in range(1, self.span.between + 1):
+                for place in run:
+                    self._placeholder(tangents[place], turn, tangents[run.stop], f"{tangents[place].name}copy{turn}")
+
     def _placeholder(self, near: Node, turn: int, anchor: Node, name: str) -> Node:
         with self.graph.inserting_before(anchor):
             copy = self.graph.create_node("placeholder", name, name=name)
@@ -306,6 +339,14 @@ class _Stretch:
         for node in nodes:
             yield node
             yield from self._copies.get(node, ())
+
+    def with_runs_copied(self, nodes: Sequence[Node], runs: Iterable[range]) -> Iterator[Node]:
+        """`nodes`, and after each of the `runs` of the near unit those of its copies, unit by unit."""
+        run_of = {run[-1]: run for run in runs}
+        for place, node in enumerate(nodes):
+            yield node
+            for turn in range(1, self.span.between + 1):
+                yield from (self._of_unit(nodes[near], turn) for near in run_of.get(place, ()))
 
     def gradients(
         self, shallow_gradients: Mapping[str, Node | None], families: Mapping[str, tuple[str, ...]]
