@@ -48,6 +48,10 @@ class Repeats:
         """Indices of the blocks between the first and the last unit."""
         return range(self.first + self.period, self.first + (self.units - 1) * self.period)
 
+    def with_first(self) -> Repeats:
+        """These, and the unit before them, whose blocks may begin in another way."""
+        return replace(self, first=self.first - self.period, units=self.units + 1)
+
     def without_last(self) -> Repeats:
         """These, but for the last unit of the model."""
         return replace(self, units=self.units - self.is_last, is_last=False)

@@ -7,9 +7,9 @@ views of nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from pytest_modelbudget.backends.torch.compiled.fusion import results_of
 from pytest_modelbudget.backends.torch.compiled.repeats import Repeats
 from pytest_modelbudget.backends.torch.compiled.run import Run
 from pytest_modelbudget.backends.torch.compiled.span import NotAlike, Span
-from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, stretch, tangents_of
+from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, Joint, stretch, tangents_of, widen
 from pytest_modelbudget.backends.torch.model.modules import nodes
 
 
@@ -33,18 +33,18 @@ class _Ended(BaseException):
         self.graphs = graphs
 
 
-def end_with_forward(module: GraphModule, inputs: Any) -> Any:
-    """A compiler for the graph of a model that is not trained."""
-    raise _Ended(Graphs(module, None, (), len(results_of(module.graph))))
+def end_with_forward(names: tuple[str, ...], module: GraphModule, inputs: Any) -> Any:
+    """A compiler for the graph of a model that is not trained, with parameters and buffers of these `names`."""
+    raise _Ended(Graphs(module, None, names, len(results_of(module.graph))))
 
 
-def end_with_both(parts: tuple[GraphModule, GraphModule], *, num_fwd_outputs: int, **options: Any) -> Any:
+def end_with_both(joint: Joint, parts: tuple[GraphModule, GraphModule]) -> Any:
     """What follows the partition of a model that is trained."""
-    raise _Ended(Graphs(*parts, (), num_fwd_outputs))
+    raise _Ended(Graphs(*parts, joint.names, joint.returned))
 
 
 def traced(capture: Callable[[], object]) -> Graphs:
-    """The graphs that `capture` ends with, without names."""
+    """The graphs that `capture` ends with."""
     try:
         capture()
     except _Ended as end:
@@ -83,26 +83,42 @@ def blocks_left_out(model: nn.Module, repeats: Sequence[Repeats]) -> Iterator[Sh
         yield ShallowModel(names, positions, frozenset(left_out))
 
 
-def stretched(graphs: Graphs, model: nn.Module, repeats: Sequence[Repeats]) -> Graphs:
-    """The graphs of the whole `model`, of those of one without blocks.
+def stretched(graphs: Graphs, names: Sequence[str], spans: Iterable[tuple[Span, Span]]) -> Graphs:
+    """The graphs of the whole model, whose parameters and buffers have these `names`, of those of one without blocks.
 
     Raises:
         NotAlike: what its blocks do is not the same after all.
     """
-    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    for name_span, span in spans:
+        graphs = stretch(graphs, names, name_span, span)
+    if list(graphs.names) != list(names):
+        raise NotAlike("some parameters are of no unit")
+    return graphs
+
+
+def widened(joint: Joint, names: Sequence[str], spans: Iterable[tuple[Span, Span]]) -> Joint:
+    """The `joint` graph of a model with the units at both ends of `spans`, and one more after each first one.
+
+    A graph is traced operator by operator, but partitioned as a whole: there units are to have others on both sides.
+
+    Raises:
+        NotAlike: the two units do not do the same.
+    """
+    for name_span, span in spans:
+        joint = widen(joint, names, replace(name_span, wanted=1), replace(span, wanted=1))
+    return joint
+
+
+def spans_of(model: nn.Module, repeats: Sequence[Repeats]) -> Iterator[tuple[Span, Span]]:
+    """Where each run lies, in names of parameters and in paths of modules."""
     owners = {id(module): name for name, module in model.named_modules()}
     paths = {id(node.module): node.path for node in nodes(model)}
     for run in repeats:
-        spans = []
-        for where in (owners, paths):
-            if id(run.container) not in where:
-                raise NotAlike("the list of blocks has no path")
-            path = "" if run.container is model else where[id(run.container)]
-            spans.append(Span(path, run.first, run.left_out.stop, run.period))
-        graphs = stretch(graphs, names, *spans)
-    if list(graphs.names) != names:
-        raise NotAlike("some parameters are of no unit")
-    return graphs
+        if id(run.container) not in owners or id(run.container) not in paths:
+            raise NotAlike("the list of blocks has no path")
+        in_names, in_paths = ("" if run.container is model else where[id(run.container)] for where in (owners, paths))
+        first, last = run.first, run.left_out.stop
+        yield Span(in_names, first, last, run.period), Span(in_paths, first, last, run.period)
 
 
 def check_outputs(graphs: Graphs, returned: Sequence[torch.Tensor]) -> None:
@@ -147,7 +163,7 @@ def trained(
 ) -> Callable[[list[torch.Tensor]], Any]:
     """What runs both passes: called with all inputs of the forward pass, it gives back its outputs.
 
-    The model `returned` tensors like these outputs. `backward` makes what runs the backward pass, when it is needed first.
+    The model `returned` tensors like these. `backward` makes what runs the backward pass, when it is needed first.
     """
     assert graphs.backward is not None
     results = results_of(graphs.forward.graph)
