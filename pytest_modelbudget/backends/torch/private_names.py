@@ -102,6 +102,10 @@ PRIVATE: tuple[Private, ...] = (
         "the graph is taken apart as Inductor does it", _NOT_COMPILED,
     ),
     Private(
+        "torch._functorch.partitioners", "min_cut_rematerialization_partition", "compiled",
+        "a graph is completed between Inductor's passes and its partition", _NOT_COMPILED,
+    ),
+    Private(
         "torch._inductor.compile_fx", "partition_fn", "compiled", "Inductor decides what is saved", _NOT_COMPILED,
         since="2.14",
     ),

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -31,16 +33,18 @@ from pytest_modelbudget.backends.torch.compiled.repeats import Repeats, Survey, 
 from pytest_modelbudget.backends.torch.compiled.run import PATH, At, Run, runner, traced_results
 from pytest_modelbudget.backends.torch.compiled.schedule import schedule_of
 from pytest_modelbudget.backends.torch.compiled.shallow import (
-    Outputs,
     blocks_left_out,
+    check_outputs,
     end_with_both,
     end_with_forward,
+    spans_of,
     stretched,
     traced,
     trained,
+    widened,
 )
 from pytest_modelbudget.backends.torch.compiled.span import NotAlike
-from pytest_modelbudget.backends.torch.compiled.stretch import Graphs
+from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, Joint
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.model.modules import nodes
 from pytest_modelbudget.errors import ModelBudgetError
@@ -74,8 +78,8 @@ class CompiledModel:
         weights = [*self._model.parameters(), *self._model.buffers()]
         inputs = [leaves[index] for index in places]
 
-        def caller(names: Sequence[str], noted: Callable[[Any], Any] = lambda out: out) -> Callable[..., Any]:
-            """What calls the model with weights of these `names`, and gives back what is `noted` of its tensors."""
+        def caller(names: Sequence[str]) -> Callable[..., Any]:
+            """What calls the model with weights of these `names`, and gives back its tensors."""
 
             def call(weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
                 values = list(leaves)
@@ -84,7 +88,7 @@ class CompiledModel:
                 args, kwargs = tree_unflatten(values, spec)
                 named = dict(zip(names, weights, strict=True))
                 tensors, self._rebuild = taken_apart(torch.func.functional_call(self._model, named, args, kwargs))
-                return noted(tensors)
+                return tensors
 
             return call
 
@@ -106,7 +110,7 @@ class CompiledModel:
     def _captured(
         self, call: Callable[..., Any], weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> Captured:
-        compiled = self._compiling(call, len(weights))
+        compiled = self._compiling(call, self._names)
         with self._tracing() as mode:
             self._capturing = True
             compiled([_fake(tensor, mode) for tensor in weights], [_fake(tensor, mode) for tensor in inputs])
@@ -125,9 +129,14 @@ class CompiledModel:
                 continue
             if self._regions or not (repeats := survey.repeats()):  # what is recomputed of a block goes by its depth
                 return None
-            for runs in dict.fromkeys((repeats, tuple([run.without_last() for run in repeats]))):
+            rebuild = self._rebuild
+            is_trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+            every_runs = dict.fromkeys((repeats, tuple([run.without_last() for run in repeats])))
+            for runs, widens in product(every_runs, (True, False) if is_trained else (False,)):
                 try:
-                    return self._running(*self._shallow_graphs(survey, runs, caller, weights, inputs, fake=fake))
+                    graphs = self._shallow_graphs(survey, runs, caller, weights, inputs, fake=fake, widens=widens)
+                    self._rebuild = rebuild
+                    return self._running(graphs, survey.returned)
                 except Exception:  # whatever the model's code raises without some of its blocks
                     continue
             return None
@@ -162,46 +171,64 @@ class CompiledModel:
         inputs: Sequence[torch.Tensor],
         *,
         fake: bool,
-    ) -> tuple[Graphs, Outputs]:
-        outputs = Outputs()
-        with blocks_left_out(self._model, repeats) as shallow:
+        widens: bool,
+    ) -> Graphs:
+        """The graphs of the whole model, of those of one that has of each run the unit before it, its first, its last.
+
+        Where it `widens`, the first one is not traced: it is a copy of the unit before it.
+        """
+        spans = list(spans_of(self._model, repeats))
+        joint_repeats = [run.with_first() for run in repeats] if widens else []
+        joint_spans = list(spans_of(self._model, joint_repeats))
+        with blocks_left_out(self._model, joint_repeats or repeats) as shallow:
             shallow_weights = [weights[position] for position in shallow.places]
             shallow_survey = self._survey(survey.containers, caller(shallow.names), shallow_weights, inputs, fake=fake)
             if shallow_survey.outline() != survey.outline(shallow.left_out):
                 raise NotAlike("the rest of the model does something else without some of its blocks")
+            if shallow_survey.makers() != survey.makers(shallow.left_out):
+                raise NotAlike("the model returns what other blocks make without some of them")
             with self._tracing() as mode:
-                compiled = self._compiling(caller(shallow.names, outputs.noted), len(shallow_weights), ends=True)
+                names = [self._names[position] for position in shallow.places]
+                widen = partial(widened, names=self._names, spans=joint_spans)
+                compiled = self._compiling(caller(shallow.names), names, widen)
                 fakes, fake_inputs = (
                     [_fake(tensor, mode) for tensor in tensors] for tensors in (shallow_weights, inputs)
                 )
                 graphs = traced(lambda: compiled(fakes, fake_inputs))
-        graphs = replace(graphs, names=tuple([self._names[position] for position in shallow.places]))
         with no_modes():
-            outputs.check(graphs)
-            return stretched(graphs, self._model, repeats), outputs
+            graphs = stretched(graphs, self._names, spans)
+            check_outputs(graphs, survey.returned)
+            return graphs
 
-    def _running(self, graphs: Graphs, outputs: Outputs) -> Captured:
-        """What runs stretched `graphs` of the model."""
+    def _running(self, graphs: Graphs, returned: Sequence[torch.Tensor]) -> Captured:
+        """What runs stretched `graphs` of the model, which `returned` tensors like these."""
         self._output_count = graphs.returned if graphs.backward else 0
         with no_modes():
             forward = self._forward(graphs.forward, ())
         backward = graphs.backward
-        run = trained(graphs, outputs.views, forward, lambda: self._backward(backward, ())) if backward else forward
-        return lambda weights, inputs: outputs.nested(run([*weights, *inputs]))
+        run = trained(graphs, returned, forward, lambda: self._backward(backward, ())) if backward else forward
+        return lambda weights, inputs: run([*weights, *inputs])
 
-    def _compiling(self, call: Callable[..., Any], weights: int, *, ends: bool = False) -> Captured:
-        """What captures `call`, of so many `weights`, when it is called, and runs it then, or `ends` with graphs."""
+    def _compiling(
+        self, call: Callable[..., Any], names: Sequence[str], widen: Callable[[Joint], Joint] | None = None
+    ) -> Captured:
+        """What captures `call`, whose weights have these `names`, when it is called.
+
+        It runs it then, or ends with graphs: those of a joint graph that is made wider first.
+        """
         from torch._functorch.aot_autograd import aot_function  # a second and more of imports
         from torch._inductor.decomposition import select_decomp_table
 
-        # Parameters and buffers are there anyway, so that saving them costs nothing.
-        def partition(*args: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
-            parts = self._partitioned(*args, **{**options, "static_lifetime_input_indices": list(range(weights))})
-            return end_with_both(parts, **options) if ends else parts
+        def partition(
+            module: GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **options: Any
+        ) -> tuple[GraphModule, GraphModule]:
+            joint = Joint(module, tuple(names), num_fwd_outputs)
+            joint, parts = self._partitioned(joint, joint_inputs, widen or (lambda joint: joint))
+            return end_with_both(joint, parts) if widen else parts
 
         compiled: Captured = aot_function(
             call,
-            fw_compiler=end_with_forward if ends else self._forward,
+            fw_compiler=partial(end_with_forward, tuple(names)) if widen else self._forward,
             bw_compiler=self._backward,
             partition_fn=partition,
             decompositions=select_decomp_table(),
@@ -231,16 +258,29 @@ class CompiledModel:
             stack.enter_context(mode)
             yield mode
 
-    def _partitioned(self, *args: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
-        """Inductor's partition."""
+    def _partitioned(
+        self, joint: Joint, joint_inputs: Any, widen: Callable[[Joint], Joint]
+    ) -> tuple[Joint, tuple[GraphModule, GraphModule]]:
+        """What `widen` makes of a joint graph after Inductor's passes over it, and Inductor's partition of that."""
+        from torch._functorch.partitioners import min_cut_rematerialization_partition
         from torch._inductor.compile_fx import partition_fn
 
-        self._output_count = options["num_fwd_outputs"]
+        def partition(module: GraphModule, joint_inputs: Any, **options: Any) -> Any:
+            module.graph.eliminate_dead_code()
+            with no_modes():
+                whole = widen(replace(joint, module=module))
+            # Parameters and buffers are there anyway, so that saving them costs nothing.
+            options = {**options, "static_lifetime_input_indices": list(range(len(whole.names)))}
+            options["num_fwd_outputs"] = self._output_count = whole.returned
+            return whole, min_cut_rematerialization_partition(module, joint_inputs, compiler="inductor", **options)
+
         with no_functions():
-            parts: tuple[GraphModule, GraphModule] = partition_fn(*args, **options)
+            whole, parts = partition_fn(
+                joint.module, joint_inputs, partitioner_fn_override=partition, num_fwd_outputs=joint.returned
+            )
         for part in parts:
             leave_out_random_states(part.graph, cpu=self._cpu)
-        return parts
+        return whole, parts
 
     def _forward(self, module: GraphModule, inputs: Sequence[Any]) -> Run:
         self._reorders = reorders(module.graph, cpu=self._cpu)

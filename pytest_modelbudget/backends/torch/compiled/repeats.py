@@ -48,6 +48,10 @@ class Repeats:
         """Indices of the blocks between the first and the last unit."""
         return range(self.first + self.period, self.first + (self.units - 1) * self.period)
 
+    def with_first(self) -> Repeats:
+        """These, and the unit before them, whose blocks may begin in another way."""
+        return replace(self, first=self.first - self.period, units=self.units + 1)
+
     def without_last(self) -> Repeats:
         """These, but for the last unit of the model."""
         return replace(self, units=self.units - self.is_last, is_last=False)
@@ -82,7 +86,7 @@ class _Section:
 class Survey(TorchDispatchMode):  # type: ignore[misc]
     """Notes what `call` runs, in sections: one for each call of a block of `containers` that is in no other."""
 
-    def __init__(self, containers: Sequence[nn.Module], call: Callable[[], object]) -> None:
+    def __init__(self, containers: Sequence[nn.Module], call: Callable[[], Sequence[torch.Tensor]]) -> None:
         super().__init__()
         self.containers = containers
         self._blocks = [block for container in containers for block in container.children()]
@@ -92,10 +96,10 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         self._sections: dict[int, list[_Section]] = {}
         self._number = 0
         self._made: dict[int, tuple[torch.Tensor, int, int]] = {}  # by storage: its first tensor, section, and place
-        self._returned: object = None
+        self.returned: Sequence[torch.Tensor] = ()
         if containers:
             with self._watching_blocks(), self:
-                self._returned = call()
+                self.returned = call()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -117,6 +121,8 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
     def _operand(self, leaf: Any) -> Hashable:
         if not isinstance(leaf, torch.Tensor):
             return type(leaf), repr(leaf) if isinstance(leaf, float) else leaf  # nan is not nan
+        if not leaf.numel():  # what a cache begins with
+            return "empty", *_layout(leaf)
         key = storage_key(leaf)
         if (weight := self._section.weights.get(key)) is not None:
             return "weight", weight, *_layout(leaf)
@@ -158,12 +164,14 @@ class Survey(TorchDispatchMode):  # type: ignore[misc]
         """The operators of all sections in order, but for those of blocks whose `id` is among those `left_out`."""
         return [(section.block, section.outline) for section in self._in_turn if section.block not in left_out]
 
+    def makers(self, left_out: Collection[int] = ()) -> list[tuple[int, int] | None]:
+        """By which block each returned tensor was made, and at which place in its section; without those `left_out`."""
+        origins = [self._made.get(storage_key(tensor)) for tensor in self.returned]
+        makers = [(self._in_turn[origin[1]].block, origin[2]) if origin else None for origin in origins]
+        return [maker for maker in makers if maker is None or maker[0] not in left_out]
+
     def repeats(self) -> tuple[Repeats, ...]:
-        """The like blocks; none where the model returns what each of them made, such as a cache."""
-        returned = [leaf for leaf in tree_leaves(self._returned) if isinstance(leaf, torch.Tensor)]
-        makers = {self._made[key][1] for key in map(storage_key, returned) if key in self._made}
-        if len(makers) > LEAST_UNITS:
-            return ()
+        """The like blocks."""
         return tuple([repeats for container in self.containers for repeats in self._repeats(container)])
 
     def _repeats(self, container: nn.Module) -> Iterator[Repeats]:

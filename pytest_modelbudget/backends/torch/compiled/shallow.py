@@ -7,9 +7,9 @@ views of nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,11 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from pytest_modelbudget.backends.patching import patched
-from pytest_modelbudget.backends.torch.compat import tree_flatten, tree_unflatten
 from pytest_modelbudget.backends.torch.compiled.fusion import results_of
 from pytest_modelbudget.backends.torch.compiled.repeats import Repeats
 from pytest_modelbudget.backends.torch.compiled.run import Run
 from pytest_modelbudget.backends.torch.compiled.span import NotAlike, Span
-from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, stretch
+from pytest_modelbudget.backends.torch.compiled.stretch import Graphs, Joint, stretch, tangents_of, widen
 from pytest_modelbudget.backends.torch.model.modules import nodes
 
 
@@ -34,18 +33,18 @@ class _Ended(BaseException):
         self.graphs = graphs
 
 
-def end_with_forward(module: GraphModule, inputs: Any) -> Any:
-    """A compiler for the graph of a model that is not trained."""
-    raise _Ended(Graphs(module, None, (), len(results_of(module.graph))))
+def end_with_forward(names: tuple[str, ...], module: GraphModule, inputs: Any) -> Any:
+    """A compiler for the graph of a model that is not trained, with parameters and buffers of these `names`."""
+    raise _Ended(Graphs(module, None, names, len(results_of(module.graph))))
 
 
-def end_with_both(parts: tuple[GraphModule, GraphModule], *, num_fwd_outputs: int, **options: Any) -> Any:
+def end_with_both(joint: Joint, parts: tuple[GraphModule, GraphModule]) -> Any:
     """What follows the partition of a model that is trained."""
-    raise _Ended(Graphs(*parts, (), num_fwd_outputs))
+    raise _Ended(Graphs(*parts, joint.names, joint.returned))
 
 
 def traced(capture: Callable[[], object]) -> Graphs:
-    """The graphs that `capture` ends with, without names."""
+    """The graphs that `capture` ends with."""
     try:
         capture()
     except _Ended as end:
@@ -84,67 +83,61 @@ def blocks_left_out(model: nn.Module, repeats: Sequence[Repeats]) -> Iterator[Sh
         yield ShallowModel(names, positions, frozenset(left_out))
 
 
-def stretched(graphs: Graphs, model: nn.Module, repeats: Sequence[Repeats]) -> Graphs:
-    """The graphs of the whole `model`, of those of one without blocks.
+def stretched(graphs: Graphs, names: Sequence[str], spans: Iterable[tuple[Span, Span]]) -> Graphs:
+    """The graphs of the whole model, whose parameters and buffers have these `names`, of those of one without blocks.
 
     Raises:
         NotAlike: what its blocks do is not the same after all.
     """
-    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    owners = {id(module): name for name, module in model.named_modules()}
-    paths = {id(node.module): node.path for node in nodes(model)}
-    for run in repeats:
-        spans = []
-        for where in (owners, paths):
-            if id(run.container) not in where:
-                raise NotAlike("the list of blocks has no path")
-            path = "" if run.container is model else where[id(run.container)]
-            spans.append(Span(path, run.first, run.left_out.stop, run.period))
-        graphs = stretch(graphs, names, *spans)
-    if list(graphs.names) != names:
+    for name_span, span in spans:
+        graphs = stretch(graphs, names, name_span, span)
+    if list(graphs.names) != list(names):
         raise NotAlike("some parameters are of no unit")
     return graphs
 
 
-class Outputs:
-    """What a model gives: its tensors, and how they are nested."""
+def widened(joint: Joint, names: Sequence[str], spans: Iterable[tuple[Span, Span]]) -> Joint:
+    """The `joint` graph of a model with the units at both ends of `spans`, and one more after each first one.
 
-    def __init__(self) -> None:
-        self.spec: Any = None
-        self.leaves: list[Any] = []
-        self.views: list[bool] = []
+    A graph is traced operator by operator, but partitioned as a whole: there units are to have others on both sides.
 
-    def noted(self, out: Any) -> Any:
-        """`out`, noted the first time, before the graphs are traced."""
-        if self.spec is None:
-            self.leaves, self.spec = tree_flatten(out)
-            self.views = [_is_view(leaf) for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
-        return out
+    Raises:
+        NotAlike: the two units do not do the same.
+    """
+    for name_span, span in spans:
+        joint = widen(joint, names, replace(name_span, wanted=1), replace(span, wanted=1))
+    return joint
 
-    def nested(self, results: Sequence[Any]) -> Any:
-        """`results` in the place of the tensors."""
-        following = iter(results)
-        leaves = [next(following) if isinstance(leaf, torch.Tensor) else None for leaf in self.leaves]
-        return tree_unflatten(leaves, self.spec)
 
-    def check(self, graphs: Graphs) -> None:
-        """See that `graphs` are of the plain case.
+def spans_of(model: nn.Module, repeats: Sequence[Repeats]) -> Iterator[tuple[Span, Span]]:
+    """Where each run lies, in names of parameters and in paths of modules."""
+    owners = {id(module): name for name, module in model.named_modules()}
+    paths = {id(node.module): node.path for node in nodes(model)}
+    for run in repeats:
+        if id(run.container) not in owners or id(run.container) not in paths:
+            raise NotAlike("the list of blocks has no path")
+        in_names, in_paths = ("" if run.container is model else where[id(run.container)] for where in (owners, paths))
+        first, last = run.first, run.left_out.stop
+        yield Span(in_names, first, last, run.period), Span(in_paths, first, last, run.period)
 
-        Raises:
-            NotAlike: they are not.
-        """
-        if any(leaf is not None and not isinstance(leaf, torch.Tensor) for leaf in self.leaves):
-            raise NotAlike("the model gives what is no tensor")
-        given = sum(isinstance(leaf, torch.Tensor) for leaf in self.leaves)
-        returned = results_of(graphs.forward.graph)[: graphs.returned]
-        if given != graphs.returned or not all(map(_is_made, returned)):
-            raise NotAlike("the model writes into what it is given, or gives views")
-        if any(node.target is torch.ops.aten.copy_.default for node in graphs.forward.graph.nodes):
-            raise NotAlike("the model writes into what it is given")
-        if graphs.backward is not None:
-            tangents = [node for node in graphs.backward.graph.nodes if _is_tangent(node)]
-            if len(tangents) != given:
-                raise NotAlike("some outputs have no gradients")
+
+def check_outputs(graphs: Graphs, returned: Sequence[torch.Tensor]) -> None:
+    """See that `graphs` are of the plain case, and give what is like the tensors that the model `returned`.
+
+    Raises:
+        NotAlike: they are not.
+    """
+    results = results_of(graphs.forward.graph)[: graphs.returned]
+    if len(returned) != graphs.returned or not all(map(_is_made, results)):
+        raise NotAlike("the model writes into what it is given, or gives views")
+    for result, tensor in zip(results, returned, strict=True):
+        value = result.meta["val"]
+        if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+            raise NotAlike(f"{result.name} is not what the model gives")
+    if any(node.target is torch.ops.aten.copy_.default for node in graphs.forward.graph.nodes):
+        raise NotAlike("the model writes into what it is given")
+    if graphs.backward is not None and len(tangents_of(graphs.backward.graph)) != graphs.returned:
+        raise NotAlike("some outputs have no gradients")
 
 
 def _root(node: Node) -> Node:
@@ -165,21 +158,18 @@ def _is_made(result: Any) -> bool:
     return isinstance(result, Node) and bool(_root(result).op == "call_function")
 
 
-def _is_tangent(node: Node) -> bool:
-    return bool(node.op == "placeholder" and node.name.startswith("tangents_"))
-
-
 def trained(
-    graphs: Graphs, views: Sequence[bool], forward: Run, backward: Callable[[], Run]
+    graphs: Graphs, returned: Sequence[torch.Tensor], forward: Run, backward: Callable[[], Run]
 ) -> Callable[[list[torch.Tensor]], Any]:
     """What runs both passes: called with all inputs of the forward pass, it gives back its outputs.
 
-    `views` says which of them are views. `backward` makes what runs the backward pass, when it is needed first.
+    The model `returned` tensors like these. `backward` makes what runs the backward pass, when it is needed first.
     """
     assert graphs.backward is not None
     results = results_of(graphs.forward.graph)
     is_input = [result.op == "placeholder" for result in results[graphs.returned :]]
-    tangents = [node.meta["val"] for node in graphs.backward.graph.nodes if _is_tangent(node)]
+    tangents = [node.meta["val"] for node in tangents_of(graphs.backward.graph)]
+    views = list(map(_is_view, returned))
     compiled: list[Run] = []
 
     class Compiled(torch.autograd.Function):  # type: ignore[misc]
@@ -191,8 +181,8 @@ def trained(
                 out = forward(list(inputs))
             saved = zip(out[graphs.returned :], is_input, strict=True)
             ctx.save_for_backward(*[x if is_given or not x._is_view() else x.detach() for x, is_given in saved])
-            returned = zip(out[: graphs.returned], views, strict=True)
-            return tuple([torch.ops.aten._unsafe_view(x, x.shape) if view else x for x, view in returned])
+            outputs = zip(out[: graphs.returned], views, strict=True)
+            return tuple([torch.ops.aten._unsafe_view(x, x.shape) if view else x for x, view in outputs])
 
         @staticmethod
         def backward(ctx: Any, *boxed: Any) -> Any:

@@ -14,17 +14,21 @@ class NotAlike(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where the two units lie: the `path` of their list, the index of the first block of each, `period` blocks each."""
+    """Where the two units lie: the `path` of their list, the index of the first block of each, `period` blocks each.
+
+    `wanted` is how many of the units that are left out between them are wanted; None for all.
+    """
 
     path: str
     near: int
     far: int
     period: int
+    wanted: int | None = None
 
     @property
     def between(self) -> int:
-        """How many units are left out."""
-        return (self.far - self.near) // self.period - 1
+        """How many units are put between them."""
+        return (self.far - self.near) // self.period - 1 if self.wanted is None else self.wanted
 
     def index(self, path: str | None) -> int | None:
         """The index of the block that a module at `path` is or lies in."""
@@ -43,12 +47,13 @@ class Span:
         return path in (None, ROOT) or f"{self.path}.".startswith(f"{path}.")
 
     def moved(self, path: str | None, turns: int) -> str | None:
-        """The path of what is at `path` in the near unit, so many units further; other paths as they are."""
+        """The path of what is at `path` in the near unit, so many units further, the far one last; others as it is."""
         index = self.index(path)
         if path is None or index is None or self.unit(index) != 0:
             return path
         start = len(self.path) + 1 if self.path else 0
-        return f"{path[:start]}{index + turns * self.period}{path[start + len(str(index)) :]}"
+        distance = self.far - self.near if turns > self.between else turns * self.period
+        return f"{path[:start]}{index + distance}{path[start + len(str(index)) :]}"
 
 
 def families_of(shallow: Sequence[str], names: Sequence[str], span: Span) -> dict[str, tuple[str, ...]]:

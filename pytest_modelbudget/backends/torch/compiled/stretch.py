@@ -9,18 +9,15 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
 
-import torch
-from torch.fx import Graph, GraphModule, Node, map_arg
+from torch.fx import Graph, GraphModule, Node
 
 from pytest_modelbudget.backends.torch.compiled.fusion import results_of
-from pytest_modelbudget.backends.torch.compiled.run import PATH
 from pytest_modelbudget.backends.torch.compiled.span import NotAlike, Span, families_of
-
-_LOOKUP = "inductor_lookup_seed"
+from pytest_modelbudget.backends.torch.compiled.two_units import TwoUnits
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +43,108 @@ def stretch(graphs: Graphs, names: Sequence[str], name_span: Span, span: Span) -
         NotAlike: the graphs are not to be used any more.
     """
     families = families_of(graphs.names, names, name_span)
-    shallow_or_moved = {*graphs.names, *(moved for family in families.values() for moved in family)}
-    new_names = tuple(name for name in names if name in shallow_or_moved)
-    forward = _Stretch(graphs.forward.graph, span)
+    new_names = _with_families(graphs.names, names, families)
+    forward = TwoUnits(graphs.forward.graph, span)
     inputs = dict(zip(graphs.names, forward.placeholders, strict=False))
     for near, family in families.items():
         forward.match(inputs[near], inputs[family[-1]])
     forward.compare()
     results = results_of(graphs.forward.graph)
-    returned, saved = results[: graphs.returned], results[graphs.returned :]
-    if any(result in forward.far_of for result in returned):
-        raise NotAlike("the model returns what a block makes")
+    returned, saved = list(results[: graphs.returned]), results[graphs.returned :]
+    runs = list(_returned_runs(returned, forward.far_of))
     backward = None
     if graphs.backward is not None:
-        backward = _Stretch(graphs.backward.graph, span)
+        backward = TwoUnits(graphs.backward.graph, span)
         saved_there = _match_saved(forward, backward, saved)
+        tangents = tangents_of(graphs.backward.graph)
+        for run in runs:
+            for place in run:
+                backward.match(tangents[place], tangents[place + len(run)])
         backward.compare()
     forward.add_weights(inputs, families, new_names)
     forward.add_copies()
     forward.add_seeds()
-    forward.finish([*returned, *forward.with_copies(saved)])
+    whole_returned = list(forward.with_runs_copied(returned, runs))
+    forward.finish([*whole_returned, *forward.with_copies(saved)])
     if graphs.backward is not None and backward is not None:
         gradients = list(results_of(graphs.backward.graph))
         backward.add_saved(forward, saved_there)
+        backward.add_tangents(tangents, runs)
         backward.add_copies()
         by_name = backward.gradients(dict(zip(graphs.names, gradients, strict=False)), families)
         backward.finish([*(by_name[name] for name in new_names), *gradients[len(graphs.names) :]])
-    return replace(graphs, names=new_names)
+    return replace(graphs, names=new_names, returned=len(whole_returned))
 
 
-def _match_saved(forward: _Stretch, backward: _Stretch, saved: Sequence[Node]) -> dict[Node, Node]:
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A graph of both passes; `names` and `returned` are as those of `Graphs`."""
+
+    module: GraphModule
+    names: tuple[str, ...]
+    returned: int
+
+
+def widen(joint: Joint, names: Sequence[str], name_span: Span, span: Span) -> Joint:
+    """`joint`, which is changed, with the units of `span` that are wanted; `names` and `name_span` as for `stretch`.
+
+    Raises:
+        NotAlike: the graph is not to be used any more.
+    """
+    families = families_of(joint.names, names, name_span)
+    new_names = _with_families(joint.names, names, families)
+    both = TwoUnits(joint.module.graph, span)
+    inputs = dict(zip(joint.names, both.placeholders, strict=False))
+    for near, family in families.items():
+        both.match(inputs[near], inputs[family[-1]])
+    both.match_nodes()
+    results, tangents = list(results_of(both.graph)), tangents_of(both.graph)
+    returned, gradients = results[: joint.returned], results[joint.returned :]
+    runs = list(_returned_runs(returned, both.far_of))
+    for run in runs:
+        for place in run:
+            both.match(tangents[place], tangents[place + len(run)])
+    both.check()
+    both.add_weights(inputs, families, new_names)
+    both.add_tangents(tangents, runs)
+    both.add_copies()
+    both.add_seeds()
+    new_returned = list(both.with_runs_copied(returned, runs))
+    by_name = both.gradients(dict(zip(joint.names, gradients, strict=False)), families)
+    both.finish([*new_returned, *(by_name[name] for name in new_names), *gradients[len(joint.names) :]])
+    return Joint(joint.module, new_names, len(new_returned))
+
+
+def _with_families(
+    shallow: Sequence[str], names: Sequence[str], families: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The `names` of a shallow model and of the units that are put into it, in order."""
+    everything = {*shallow, *(moved for family in families.values() for moved in family)}
+    return tuple(name for name in names if name in everything)
+
+
+def tangents_of(graph: Graph) -> list[Node]:
+    """The inputs of a backward pass that are gradients of what the model returns."""
+    return [node for node in graph.nodes if node.op == "placeholder" and node.name.startswith("tangents_")]
+
+
+def _returned_runs(returned: list[Node], far_of: Mapping[Node, Node]) -> Iterator[range]:
+    """The places in `returned` of what the near unit makes, such as a cache; what the far one makes follows each.
+
+    Raises:
+        NotAlike: it does not.
+    """
+    for is_near, group in groupby(range(len(returned)), key=lambda place: returned[place] in far_of):
+        if is_near:
+            places = list(group)
+            run = range(places[0], places[-1] + 1)
+            following = returned[run.stop : run.stop + len(run)]
+            if [far_of[returned[place]] for place in run] != following:
+                raise NotAlike("what one unit makes is not returned like that of the other")
+            yield run
+
+
+def _match_saved(forward: TwoUnits, backward: TwoUnits, saved: Sequence[Node]) -> dict[Node, Node]:
     """Match the inputs of the backward pass that are saved by like nodes; gives back the input of each."""
     inputs = backward.placeholders[: len(saved)]
     if [node.name for node in inputs] != [node.name for node in saved]:
@@ -89,273 +158,3 @@ def _match_saved(forward: _Stretch, backward: _Stretch, saved: Sequence[Node]) -
         elif (near := forward.near_of.get(node)) is not None and near not in input_of:
             raise NotAlike(f"{node.name} is saved, {near.name} is not")
     return input_of
-
-
-class _Stretch:
-    """One graph that is stretched: first nodes of the two units are matched, then copies are put between them."""
-
-    def __init__(self, graph: Graph, span: Span) -> None:
-        self.graph, self.span = graph, span
-        self.placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        self.far_of: dict[Node, Node] = {}
-        self.near_of: dict[Node, Node] = {}
-        self._segments: list[tuple[list[Node], list[Node], bool]] = []  # near, far, and whether near runs first
-        self._operands: dict[Node, list[Node]] = {}
-        self._copies: dict[Node, list[Node]] = {}
-        self._blocks: dict[Node, int | None] = {}
-
-    def match(self, near: Node, far: Node) -> None:
-        """Note that `far` is to the far unit what `near` is to the near one."""
-        if _layout(near) != _layout(far):
-            raise NotAlike(f"{near.name} and {far.name} have other shapes")
-        self.far_of[near], self.near_of[far] = far, near
-
-    def compare(self) -> None:
-        """Match all nodes of the two units.
-
-        Raises:
-            NotAlike: they do not do the same.
-        """
-        self._segments = list(self._matched_segments())
-        for near_nodes, far_nodes, _ in self._segments:
-            for near, far in zip(near_nodes, far_nodes, strict=True):
-                self.match(near, far)
-                self._compare(near, far)
-        for near_nodes, far_nodes, near_first in self._segments:
-            for near, far in zip(near_nodes, far_nodes, strict=True):
-                for operand, far_operand in zip(self._operands[near], self._operands[far], strict=True):
-                    self._relation(operand, far_operand)
-                self._check_users(near, allowed=not near_first, is_near=True)
-                self._check_users(far, allowed=near_first, is_near=False)
-        for near, far in self.far_of.items():
-            if near.op == "placeholder":
-                self._check_users(near, allowed=False, is_near=True)
-                self._check_users(far, allowed=True, is_near=False)
-
-    def _matched_segments(self) -> Iterator[tuple[list[Node], list[Node], bool]]:
-        """What the near unit runs without anything between, the like nodes of the far one, and whether these are later.
-
-        Among those of the last block of a model may be others, which all blocks share.
-        """
-        position = {node: number for number, node in enumerate(self.graph.nodes)}
-        near_segments, remaining = self._near_segments()
-        following = iter(remaining)
-        for near_nodes in near_segments:
-            far_nodes: list[Node] = []
-            for near in near_nodes:
-                far = next((node for node in following if self._matches(near, node)), None)
-                if far is None:
-                    raise NotAlike(f"nothing is like {near.name}")
-                far_nodes.append(far)
-            yield near_nodes, far_nodes, position[near_nodes[0]] < position[far_nodes[0]]
-        if any(self.span.unit(self.span.index(_path(node))) == 1 for node in following):
-            raise NotAlike("the far unit does more")
-
-    def _near_segments(self) -> tuple[list[list[Node]], list[Node]]:
-        """What the near unit runs, and what is of no block but those of the far one."""
-        segments: list[list[Node]] = []
-        remaining: list[Node] = []
-        block = None
-        for node in self.graph.nodes:
-            if node.op in ("placeholder", "output"):
-                continue
-            path = _path(node)
-            index = self.span.index(path)
-            if index is not None or not self.span.is_around(path):
-                was_near, block = self.span.unit(block) == 0, index
-                if self.span.unit(block) == 0 and not was_near:
-                    segments.append([])
-            self._blocks[node] = index if self.span.unit(block) == 1 else block
-            if self.span.unit(block) == 0:
-                segments[-1].append(node)
-            elif index is None or self.span.unit(index) == 1:
-                remaining.append(node)
-        return segments, remaining
-
-    def _matches(self, near: Node, node: Node) -> bool:
-        """Whether `node` is the next of the far unit; others on the way are of no block."""
-        path = _path(node)
-        if path == self.span.moved(_path(near), self.span.between + 1) and node.target == near.target:
-            return True
-        if (
-            self.span.unit(self.span.index(path)) == 1 and node.all_input_nodes
-        ):  # constants are made where they are first
-            raise NotAlike(f"{near.name} and {node.name} do something else")
-        return False
-
-    def _compare(self, near: Node, far: Node) -> None:
-        constants = []
-        for node in (near, far):
-            operands: list[Node] = []
-            constants.append(map_arg((node.args, node.kwargs), operands.append))
-            self._operands[node] = operands
-        if constants[0] != constants[1] and not _looks_up_seed(near):
-            raise NotAlike(f"{near.name} and {far.name} do something else")
-        if len(self._operands[near]) != len(self._operands[far]):
-            raise NotAlike(f"{near.name} and {far.name} read something else")
-
-    def _relation(self, near: Node, far: Node) -> Callable[[int], Node]:
-        """What a unit so many turns from the near one reads, where the near and the far one read these."""
-        last_turn = self.span.between + 1
-        if near is far:
-            return lambda turn: near
-        if self.far_of.get(near) is far:
-            return lambda turn: self._of_unit(near, turn)
-        if far in self.far_of and near not in self.near_of and _layout(near) == _layout(far):
-            return lambda turn: self._of_unit(far, turn - 1) if turn else near
-        if near in self.near_of and far not in self.far_of and _layout(near) == _layout(far):
-            return lambda turn: self._of_unit(self.near_of[near], turn + 1) if turn < last_turn else far
-        raise NotAlike(f"{near.name} and {far.name} are read in the same place")
-
-    def _of_unit(self, near: Node, turn: int) -> Node:
-        if turn == 0:
-            return near
-        if turn > self.span.between:
-            return self.far_of[near]
-        copies = self._copies.get(near, ())
-        if len(copies) < self.span.between or copies[turn - 1] is None:
-            raise NotAlike(f"{near.name} is read before it is made")
-        return copies[turn - 1]
-
-    def _check_users(self, node: Node, *, allowed: bool, is_near: bool) -> None:
-        """The rest of the graph reads a unit only from its own side, and only where that is `allowed`."""
-        for user in node.users:
-            if user in self.far_of or user in self.near_of or user.op == "output":
-                continue
-            block = self._blocks[user]
-            on_its_side = block is None or (block < self.span.near if is_near else block > self.span.far)
-            if not (allowed and on_its_side):
-                raise NotAlike(f"{user.name} reads {node.name}")
-
-    def add_weights(
-        self, inputs: Mapping[str, Node], families: Mapping[str, tuple[str, ...]], names: Sequence[str]
-    ) -> None:
-        """Add inputs for parameters and buffers, so that these are in the order of `names`."""
-        near = {moved: (name, turn) for name, family in families.items() for turn, moved in enumerate(family[:-1], 1)}
-        anchor = next(node for node in self.graph.nodes if node not in set(inputs.values()))
-        for name in reversed(names):
-            if name in inputs:
-                anchor = inputs[name]
-            else:
-                source, turn = near[name]
-                anchor = self._placeholder(inputs[source], turn, anchor, f"{inputs[source].name}copy{turn}")
-
-    def add_saved(self, forward: _Stretch, input_of: Mapping[Node, Node]) -> None:
-        """Add inputs for what a stretched forward pass saves, each after that of the near unit."""
-        for node, saved_input in input_of.items():
-            saved_input.meta["val"] = node.meta["val"]  # of seeds there are more
-            if saved_input in self.far_of:
-                anchor = saved_input.next
-                for turn in range(1, self.span.between + 1):
-                    self._placeholder(saved_input, turn, anchor, forward._copies[node][turn - 1].name)
-
-    def _placeholder(self, near: Node, turn: int, anchor: Node, name: str) -> Node:
-        with self.graph.inserting_before(anchor):
-            copy = self.graph.create_node("placeholder", name, name=name)
-        if copy.name != name:
-            raise NotAlike(f"{name} is the name of two inputs")
-        copy.meta = near.meta
-        self._note(near, turn, copy)
-        return copy
-
-    def _note(self, near: Node, turn: int, copy: Node) -> None:
-        self._copies.setdefault(near, [None] * self.span.between)[turn - 1] = copy
-
-    def add_copies(self) -> None:
-        """Put what units between the two do between them."""
-        turns = range(1, self.span.between + 1)
-        for near_nodes, far_nodes, near_first in self._segments:
-            relations = {
-                near: [
-                    self._relation(operand, far_operand)
-                    for operand, far_operand in zip(self._operands[near], self._operands[far], strict=True)
-                ]
-                for near, far in zip(near_nodes, far_nodes, strict=True)
-            }
-            anchor = near_nodes[-1].next if near_first else near_nodes[0]
-            with self.graph.inserting_before(anchor):
-                for turn in turns if near_first else reversed(turns):
-                    for near in near_nodes:
-                        self._copy(near, turn, [relation(turn) for relation in relations[near]])
-            for near, far in zip(near_nodes, far_nodes, strict=True):
-                _read(near, [relation(0) for relation in relations[near]])
-                _read(far, [relation(turns[-1] + 1) for relation in relations[near]])
-
-    def _copy(self, near: Node, turn: int, operands: Iterable[Node]) -> None:
-        following = iter(operands)
-        args, kwargs = map_arg((near.args, near.kwargs), lambda _: next(following))
-        copy = self.graph.create_node(near.op, near.target, args, kwargs, f"{near.name}copy{turn}")
-        copy.meta = near.meta
-        path = _path(near)
-        if (moved := self.span.moved(path, turn)) != path:
-            copy.meta = {**near.meta, "custom": {**near.meta["custom"], PATH: moved}}
-        self._note(near, turn, copy)
-
-    def add_seeds(self) -> None:
-        """Make the table of seeds longer by what copies look up."""
-        lookups = [node for node in self._copies if _looks_up_seed(node)]
-        for seeds in {node.all_input_nodes[0] for node in lookups}:
-            of_it = [node for node in lookups if node.all_input_nodes[0] is seeds]
-            count, *other_args = seeds.args
-            count += len(of_it) * self.span.between
-            seeds.args = (count, *other_args)
-            seeds.meta = {**seeds.meta, "val": torch.empty(count, dtype=seeds.meta["val"].dtype, device="meta")}
-
-    def with_copies(self, nodes: Iterable[Node]) -> Iterator[Node]:
-        """`nodes`, and after each of the near unit its copies."""
-        for node in nodes:
-            yield node
-            yield from self._copies.get(node, ())
-
-    def gradients(
-        self, shallow_gradients: Mapping[str, Node | None], families: Mapping[str, tuple[str, ...]]
-    ) -> dict[str, Node | None]:
-        """Gradients by the names of parameters and buffers, with those of the units between."""
-        everything = dict(shallow_gradients)
-        for name, family in families.items():
-            near, far = shallow_gradients[name], shallow_gradients[family[-1]]
-            if near is None or far is None:
-                if near is not far:
-                    raise NotAlike(f"one of {name} and {family[-1]} is trained")
-                everything.update(dict.fromkeys(family))
-                continue
-            relation = self._relation(near, far)
-            everything.update({moved: relation(turn) for turn, moved in enumerate((name, *family))})
-        matched_names = {*families, *(family[-1] for family in families.values())}
-        other_gradients = [
-            node for name, node in shallow_gradients.items() if name not in matched_names and node is not None
-        ]
-        for node in other_gradients:
-            if node in self.near_of or (node in self.far_of and node.op == "placeholder"):
-                raise NotAlike(f"{node.name} of a block is the gradient of something else")
-        return everything
-
-    def finish(self, results: Sequence[Any]) -> None:
-        """Give back `results`."""
-        output = next(node for node in reversed(self.graph.nodes) if node.op == "output")
-        output.args = (tuple(results),)
-
-
-def _read(node: Node, operands: Sequence[Node]) -> None:
-    """Let `node` read these operands."""
-    following = iter(operands)
-    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda _: next(following))
-
-
-def _looks_up_seed(node: Node) -> bool:
-    return getattr(node.target, "_opname", "") == _LOOKUP
-
-
-def _path(node: Node) -> str | None:
-    custom: Mapping[str, Any] = node.meta.get("custom") or {}
-    return custom.get(PATH)
-
-
-def _layout(node: Node) -> Any:
-    return _layout_of(node.meta.get("val"))
-
-
-def _layout_of(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype
-    return tuple(map(_layout_of, value)) if isinstance(value, list | tuple) else value

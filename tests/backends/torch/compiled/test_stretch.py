@@ -43,6 +43,22 @@ class Carrying(Block):
         return x + self.down(hidden * state), state
 
 
+class Cache:
+    """An object that is no pytree, as caches of transformers."""
+
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+
+
+class Caching(Block):
+    """Keeps in a cache what it makes, at its index."""
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:  # type: ignore[override]
+        hidden = self.up(self.norm(x))
+        cache.kept.insert(self.index, hidden)
+        return x + self.down(nn.functional.gelu(hidden))
+
+
 class Untrained(Block):
     """In one block a branch has no gradients: the same operators, and nothing saved."""
 
@@ -78,12 +94,19 @@ class Stack(nn.Module):
             for block in self.blocks:
                 state = block(state)
             return self.head(state[0])
+        if self.ends == "cached":
+            cache = Cache()
+            for block in self.blocks:
+                x = block(x, cache)
+            return self.head(x), cache
         seen = []
         for block in self.blocks:
             x = block(x)
             seen.append(x)
         if self.ends == "all":
             return self.head(x), tuple(seen)
+        if self.ends == "third":
+            return self.head(x), seen[-3]
         if self.ends == "depth":
             x = x + x.new_ones(len(self.blocks), *x.shape).sum(0)
         return self.head(x)
@@ -111,8 +134,8 @@ def encoder() -> nn.Module:
     return nn.Sequential(nn.Embedding(64, WIDTH), nn.TransformerEncoder(layer, 7, enable_nested_tensor=False))
 
 
-def hugging_face(name: str, depth: int = 6, **shape: Any) -> Callable[[], nn.Module]:
-    """A small model of transformers, of so many layers."""
+def hugging_face(name: str, depth: int = 6, *, caches: bool = False, **shape: Any) -> Callable[[], nn.Module]:
+    """A small model of transformers, of so many layers; it `caches` keys and values of each, as by itself, or not."""
 
     def build() -> nn.Module:
         transformers = pytest.importorskip("transformers")
@@ -127,7 +150,7 @@ def hugging_face(name: str, depth: int = 6, **shape: Any) -> Callable[[], nn.Mod
         if name == "gpt2":
             common = {"n_embd": WIDTH, "n_layer": depth, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
         built: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**common, **shape))
-        vars(built.config)["use_cache"] = False
+        vars(built.config)["use_cache"] = caches
         return built
 
     return build
@@ -140,6 +163,7 @@ STACKS = {
     "blocks that give tuples": (lambda: Stack([Carrying() for _ in range(6)], "carrying"), TOKENS),
     "blocks that share a weight": (lambda: sharing(0), TOKENS),
     "half frozen": (half_frozen, TOKENS),
+    "blocks that fill a cache": (lambda: Stack([Caching(index=index) for index in range(6)], "cached"), TOKENS),
     "an input that may be saved, or a view of it": (
         lambda: Stack([Untrained(index=index) for index in range(10)], reads_floats=True), f"float32[2, 16, {WIDTH}]",
     ),
@@ -149,6 +173,8 @@ SLOW = {
     "llama": (
         hugging_face("llama", vocab_size=64, num_key_value_heads=2, tie_word_embeddings=False), TOKENS,
     ),
+    "gpt2 with its cache": (hugging_face("gpt2", caches=True, vocab_size=64), TOKENS),
+    "llama with its cache": (hugging_face("llama", caches=True, vocab_size=64, num_key_value_heads=2), TOKENS),
     "llama with a tied head": (hugging_face("llama", vocab_size=64, tie_word_embeddings=True), TOKENS),
     "gemma": (
         hugging_face(
@@ -162,6 +188,8 @@ SLOW = {
 }  # fmt: skip
 WHOLE = {
     "all are returned": (lambda: Stack([Block() for _ in range(6)], "all"), TOKENS),
+    "all are kept, the last first": (lambda: Stack([Caching() for _ in range(6)], "cached"), TOKENS),
+    "the last but two is returned": (lambda: Stack([Block() for _ in range(6)], "third"), TOKENS),
     "what follows knows the depth": (lambda: Stack([Block() for _ in range(6)], "depth"), TOKENS),
     "two share a weight": (lambda: sharing(2, 4), TOKENS),
     "blocks are recomputed": (lambda: Stack([Recomputed() for _ in range(6)]), TOKENS),
@@ -201,7 +229,7 @@ def both(
     return ours, whole
 
 
-@pytest.mark.parametrize("name", some(STACKS, "blocks that give tuples", "half frozen"))
+@pytest.mark.parametrize("name", some(STACKS, "blocks that give tuples", "half frozen", "blocks that fill a cache"))
 def test_a_plan_of_like_blocks_is_that_of_the_whole_capture(
     name: str, stretches: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +272,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [*((name, "fp32") for name in SLOW), *(("gpt2", recipe) for recipe in RECIPES if recipe not in ("fp32", "lora")),
-     *(("llama", recipe) for recipe in ("bf16-mixed", "lora", "inference"))],
+     *(("llama", recipe) for recipe in ("bf16-mixed", "lora", "inference")),
+     *(("gpt2 with its cache", recipe) for recipe in ("bf16-mixed", "inference")), ("llama with its cache", "bf16")],
 )  # fmt: skip
 def test_a_plan_of_a_published_model_is_that_of_the_whole_capture(
     name: str, recipe: str, stretches: list[bool], monkeypatch: pytest.MonkeyPatch
