@@ -210,11 +210,8 @@ def _results(graph: Any) -> Counter[Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_compiled_models_on_real_ranks() -> None:
-    """Replicas of a compiled model take what is planned to the byte.
-
-    FSDP2 with compiled blocks takes 2.0 or 4.9 per cent more, from one run to the next.
-    """
-    cases = {"ddp": ({"ddp": 2}, "inductor", 0.0), "fsdp, blocks": ({"fsdp": 2}, BLOCKS_COMPILED, 0.05)}
+    """Replicas of a compiled model take what is planned to the byte, FSDP2 with compiled blocks 2 per cent more."""
+    cases = {"ddp": ({"ddp": 2}, "inductor", 0.0), "fsdp, blocks": ({"fsdp": 2}, BLOCKS_COMPILED, 0.03)}
     real = on_real_ranks(real_compiled_ranks, 2, list(cases))
     for case, (sharding, compiler, error) in cases.items():
         recipe: dict[str, Any] = {
