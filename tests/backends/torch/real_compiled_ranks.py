@@ -52,9 +52,12 @@ def measure(case: str, ranks: int) -> int:
 
     step()
     step()
-    alive.clear()
-    optimizer.zero_grad()
-    peak = measured(step, 2)
+    peaks = []
+    for _ in range(6):  # gloo's threads let go of what they sent when they come to it: the lowest is what is needed
+        alive.clear()
+        optimizer.zero_grad()
+        peaks.append(measured(step, 2))
+    peak = min(peaks)
     local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
     there = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in (*local, batch)}
     return peak + sum(there.values())

@@ -210,13 +210,11 @@ def _results(graph: Any) -> Counter[Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_compiled_models_on_real_ranks() -> None:
-    """Replicas of a compiled model take what is planned to the byte, FSDP2 with recomputed blocks within a per cent."""
-    cases = {"ddp": ({"ddp": 2}, "inductor", 0.0), "fsdp, blocks recomputed": ({"fsdp": 2}, BLOCKS_COMPILED, 0.01)}
+    """Replicas of a compiled model take what is planned to the byte, FSDP2 with compiled blocks 2 per cent more."""
+    cases = {"ddp": ({"ddp": 2}, "inductor", 0.0), "fsdp, blocks": ({"fsdp": 2}, BLOCKS_COMPILED, 0.03)}
     real = on_real_ranks(real_compiled_ranks, 2, list(cases))
     for case, (sharding, compiler, error) in cases.items():
-        checkpointing = "blocks" if case.endswith("recomputed") else "none"
         recipe: dict[str, Any] = {
-            "checkpointing": checkpointing,
             "kernels": "cpu",
             "foreach": False,
             "optimizer": "sgd",
