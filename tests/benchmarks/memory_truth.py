@@ -193,7 +193,9 @@ def ours(model: nn.Module, inputs: Any, case: str, recipe: Mapping[str, Any]) ->
     """The planned peak and its CPU seconds."""
     runnable = RunnableModel("model", meta_copy(model), parse(inputs))
     start = time.process_time()
-    run = Inference(kernels=KERNELS) if case == "infer" else Training(optimizer=case, kernels=KERNELS, **recipe)
+    precision = recipe.get("precision", "fp32")
+    inference = Inference(kernels=KERNELS, precision=precision)
+    run = inference if case == "infer" else Training(optimizer=case, kernels=KERNELS, **recipe)
     return record_step(runnable, {}, run).peak(), time.process_time() - start
 
 

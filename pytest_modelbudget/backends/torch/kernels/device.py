@@ -7,7 +7,7 @@ here, above autograd, so that the backward pass follows by itself:
   precision, no mask, heads of up to 256) or as memory-efficient attention (masks and float32; heads in steps of 8, or
   of 4 in float32), else unfused: the choice that torch makes on devices of compute capability 8.0 and above, among the
   kernels that `torch.backends.cuda` allows.
-- autocast: what `torch.autocast` is documented to cast ("CUDA Op-Specific Behavior"), with its cache of cast weights.
+- autocast: what `torch.autocast` is documented to cast on the device, with its cache of cast weights.
 
 Operators that torch calls from C++ inside of others are not seen; where one matters it is listed by its caller.
 """
@@ -25,16 +25,8 @@ from torch.overrides import TorchFunctionMode
 from pytest_modelbudget.backends.patching import patched
 from pytest_modelbudget.backends.torch.compat import TracedTensor, tree_map_only
 from pytest_modelbudget.backends.torch.kernels.attention import additive_mask
+from pytest_modelbudget.backends.torch.kernels.autocast_lists import casts_on, functions_named
 
-_TO_HALF = """__matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
-conv_transpose1d conv_transpose2d conv_transpose3d gru_cell linear lstm_cell matmul mm mv prelu rnn_tanh_cell
-rnn_relu_cell einsum scaled_dot_product_attention bilinear conv_tbc rnn_tanh rnn_relu lstm gru"""
-_TO_FLOAT32 = """__pow__ __rdiv__ __rpow__ __rtruediv__ acos asin binary_cross_entropy_with_logits cosh cdist
-cosine_embedding_loss cosine_similarity cross_entropy dist erfinv exp expm1 group_norm
-hinge_embedding_loss kl_div l1_loss layer_norm log log10 log1p log2 logsumexp margin_ranking_loss mse_loss
-multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow reciprocal rms_norm
-rsqrt sinh smooth_l1_loss soft_margin_loss softmin softplus renorm tan triplet_margin_loss"""
-_NAMESPACES = (torch, torch.Tensor, functional, torch._C._nn, torch.linalg, torch.special, torch._VF)
 _READING_HALF = "cumprod cumsum prod sum softmax log_softmax"  # on CUDA read half precision and write float32
 _GUESSED_VALUES = {
     torch.Tensor.item: 1.0,
@@ -44,12 +36,6 @@ _GUESSED_VALUES = {
 }
 _SCALARS = frozenset({int, float, bool, str, type(None), torch.dtype})
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def _functions_named(names: str) -> frozenset[Any]:
-    """The functions of these names, wherever torch offers them."""
-    candidates = (getattr(namespace, name, None) for namespace in _NAMESPACES for name in names.split())
-    return frozenset(function for function in candidates if function is not None)
 
 
 class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
@@ -63,8 +49,8 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
     def __init__(self, cuda: bool) -> None:
         super().__init__()
         self.cuda = cuda
-        self._lower, self._full = _functions_named(_TO_HALF), _functions_named(_TO_FLOAT32)
-        self._typed = _functions_named(_READING_HALF)
+        self._listed = casts_on(cuda)
+        self._typed = functions_named(_READING_HALF)
         self._rules: dict[Any, Callable[..., Any]] = {**_RULES, **(_CUDA_RULES if cuda else {})}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.on_cast: Callable[[torch.Tensor], None] = lambda tensor: None
@@ -83,9 +69,9 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         if func is functional.multi_head_attention_forward:
             return self._run_python_body(func, args, kwargs)
         if self._casts and (dtype := autocast_dtype()) is not None:
-            if func in self._lower:
+            if func in self._listed.to_half:
                 args, kwargs = self._cast_all(dtype, args), self._cast_all(dtype, kwargs)
-            elif func in self._full:
+            elif func in self._listed.to_float32:
                 args, kwargs = self._cast_all(torch.float32, args), self._cast_all(torch.float32, kwargs)
             elif self.cuda and func in self._typed and args and _is_half(args[0]):
                 kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}  # functional.softmax says None
