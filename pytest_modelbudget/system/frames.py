@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -10,14 +11,15 @@ from pathlib import Path
 PACKAGE_FOLDER = str(Path(__file__).parents[1])
 """The folder of this project."""
 
-_STDLIB_FOLDERS = tuple(str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib"))
+_STDLIB_FOLDERS = tuple(f"{Path(sysconfig.get_path(name))}{os.sep}" for name in ("stdlib", "platstdlib"))
+_OWN_FOLDER = f"{PACKAGE_FOLDER}{os.sep}"  # and not that of a package whose name begins as this one's
 _NO_FRAMEWORK = Path("/no/framework")
 _INSTALL_FOLDERS = ("site-packages", "dist-packages")
 
 
 def is_own_frame(frame: traceback.FrameSummary) -> bool:
     """Whether it is a line of this project."""
-    return frame.filename.startswith(PACKAGE_FOLDER)
+    return frame.filename.startswith(_OWN_FOLDER)
 
 
 def is_python_frame(frame: traceback.FrameSummary) -> bool:
@@ -39,7 +41,7 @@ def package_of(file: str) -> str | None:
 
 def is_installed_file(file: str) -> bool:
     """Whether it belongs to an installed package or to Python itself."""
-    return file.startswith((PACKAGE_FOLDER, *_STDLIB_FOLDERS)) or any(
+    return file.startswith((_OWN_FOLDER, *_STDLIB_FOLDERS)) or any(
         folder in Path(file).parts for folder in _INSTALL_FOLDERS
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,3 +108,9 @@ def test_a_traceback_shows_each_error_once() -> None:
     between = ModelBudgetError(f"the forward pass failed: {first}")
     between.__cause__, second.__context__ = first, between
     assert user_traceback(second) == user_traceback(first)
+
+
+def test_a_folder_beside_this_packages_own_is_the_users() -> None:
+    """Though its name begins as this one's does."""
+    frame = traceback.FrameSummary(f"{frames.PACKAGE_FOLDER}_models/nets.py", 1, "build")
+    assert not frames.is_own_frame(frame)

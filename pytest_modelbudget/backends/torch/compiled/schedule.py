@@ -59,8 +59,8 @@ def _scheduled(backward: GraphModule) -> Schedule:
         with V.set_graph_handler(lowering), V.set_extern_kernel_nodes([]):
             lowering.run(*inputs)
             kernels = Scheduler(lowering.operations).nodes
-            given = get_freeable_input_buf(kernels, OrderedSet(lowering.graph_inputs))
-            _, alive = estimate_peak_memory(kernels, given, OrderedSet(lowering.get_output_names()))
+            freeable = get_freeable_input_buf(kernels, OrderedSet(lowering.graph_inputs))
+            _, alive = estimate_peak_memory(kernels, freeable, OrderedSet(lowering.get_output_names()))
     return Schedule(_turns(kernels, backward.graph), tuple(alive))
 
 

@@ -41,12 +41,12 @@ def logits_of(model: ServedModel, sizes: Mapping[str, int]) -> Logits:
     Raises:
         ModelBudgetError: it returns none: a tensor named `logits`, or as its first result.
     """
-    found, _ = model.look(sizes, lambda _, __, out: _shape_and_bytes(out))
-    if found is None:
+    logits, _ = model.look(sizes, lambda _, __, out: _shape_and_bytes(out))
+    if logits is None:
         raise ModelBudgetError(
             f"{model.name}: serving.sampler is of a model that returns logits (under that name, or first): leave it out"
         )
-    vocabulary, item_bytes = found
+    vocabulary, item_bytes = logits
     width = next(_widths(model.runnable.model, vocabulary), 0)
     return Logits(vocabulary, item_bytes, width * item_bytes)
 
