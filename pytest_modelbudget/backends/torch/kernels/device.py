@@ -50,7 +50,8 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
         super().__init__()
         self.cuda = cuda
         self._listed = casts_on(cuda)
-        self._typed = functions_named(_READING_HALF)
+        self._typed = functions_named(_READING_HALF) if cuda else frozenset()
+        self._casting = self._listed.to_half | self._listed.to_float32 | self._typed
         self._rules: dict[Any, Callable[..., Any]] = {**_RULES, **(_CUDA_RULES if cuda else {})}
         self._cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.on_cast: Callable[[torch.Tensor], None] = lambda tensor: None
@@ -68,12 +69,12 @@ class DeviceKernels(TorchFunctionMode):  # type: ignore[misc]
             kwargs = {**kwargs, "alpha": 1.0}
         if func is functional.multi_head_attention_forward:
             return self._run_python_body(func, args, kwargs)
-        if self._casts and (dtype := autocast_dtype()) is not None:
+        if self._casts and func in self._casting and (dtype := autocast_dtype()) is not None:
             if func in self._listed.to_half:
                 args, kwargs = self._cast_all(dtype, args), self._cast_all(dtype, kwargs)
             elif func in self._listed.to_float32:
                 args, kwargs = self._cast_all(torch.float32, args), self._cast_all(torch.float32, kwargs)
-            elif self.cuda and func in self._typed and args and _is_half(args[0]):
+            elif args and _is_half(args[0]):
                 kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}  # functional.softmax says None
         if (rule := self._rules.get(func)) is not None and (out := rule(*args, **kwargs)) is not NotImplemented:
             return out
