@@ -300,6 +300,7 @@ class CompiledModel:
         with no_modes():  # the backward pass is compiled in the run
             is_scheduled = bool(self._regions) and not self._capturing
             schedule = schedule_of(module) if is_scheduled else None
+            self._recomputation.scheduled |= schedule is not None
             self._recomputation.by_rule |= is_scheduled and schedule is None
             run = runner(module, donated, self._at, cpu=self._cpu, reordered=order, fixed=returned, schedule=schedule)
 

@@ -22,7 +22,7 @@ WORST_HALF_CONVOLUTIONS = 7
 """The worst where convolutions run in half precision on a CPU, whose scratch is not known with channels last."""
 
 WORST_RECOMPUTED = 4
-"""The worst where blocks of a compiled model are recomputed: which buffers wait for another is a rule."""
+"""The worst where blocks of a compiled model are recomputed, and Inductor's scheduler takes their graphs."""
 
 WORST_BLOCKS = 3
 """The worst where each block is compiled by itself: with FSDP2, on real ranks."""
@@ -65,19 +65,18 @@ def error_of(recipe: Recipe, model: nn.Module, recomputation: Recomputation) -> 
     return _RECOMPUTED if recomputes else _PLAIN
 
 
-def note_of(error: Error, graphs: str = "the graph is torch's own, in one piece (fullgraph=True)") -> str:
-    """What a plan that may be off by so much says of itself."""
+def compiled_note(recipe: Recipe, error: Error, recomputation: Recomputation) -> str:
+    """What a plan by `recipe`, which may be off by so much, says of itself, with the `recomputation` seen in it."""
+    graphs = "the graph is torch's own, in one piece (fullgraph=True)"
+    if recipe.compile == BLOCKS_COMPILED:
+        graphs = "graphs of repeated blocks are torch's own, the rest is not compiled"
+    kernels = "what its kernels fuse is a rule"
+    if recomputation.scheduled and not recomputation.by_rule:
+        kernels += ", but in backward passes that recompute, where Inductor's own scheduler decides"
     return (
         f"compile: inductor is an estimate, within {error.worst} % (median {error.median} %) on {error.runs} real runs "
-        f"on a CPU: {graphs}, what its kernels fuse is a rule"
+        f"on a CPU: {graphs}, {kernels}"
     )
-
-
-def compiled_note(recipe: Recipe, error: Error) -> str:
-    """What a plan by `recipe`, which may be off by so much, says of itself."""
-    if recipe.compile == BLOCKS_COMPILED:
-        return note_of(error, "graphs of repeated blocks are torch's own, the rest is not compiled")
-    return note_of(error)
 
 
 def check_compiled(name: str, recipe: Recipe, model: nn.Module) -> None:

@@ -29,11 +29,12 @@ from pytest_modelbudget.errors import ModelBudgetError
 class Recomputation:
     """What a run of compiled graphs tells of its checkpointed regions.
 
-    `seen` says that there are such, `by_rule` that Inductor did not take one of their graphs, which has the order of a
-    rule.
+    `seen` says that there are such, `scheduled` that Inductor's scheduler took one of their graphs, `by_rule` that it
+    did not take one, which has the order of a rule. Regions around compiled modules have no graphs.
     """
 
     seen: bool = False
+    scheduled: bool = False
     by_rule: bool = False
 
 

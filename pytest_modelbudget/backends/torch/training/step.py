@@ -195,7 +195,7 @@ class StepRecording:
         memory_trace = replace(memory_trace, notes=notes)
         if is_compiled(recipe):
             error = error_of(recipe, self.model, self.recomputation)
-            notes = (compiled_note(recipe, error), *notes)
+            notes = (compiled_note(recipe, error, self.recomputation), *notes)
             memory_trace = replace(memory_trace, notes=notes, error_percent=error.worst)
         show_memory_trace(memory_trace, self.runnable.log)
         is_fused = isinstance(recipe, Training) and recipe.fused

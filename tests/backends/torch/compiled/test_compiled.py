@@ -14,7 +14,7 @@ from torch import nn
 
 from pytest_modelbudget import plan
 from pytest_modelbudget.backends.torch import compat
-from pytest_modelbudget.backends.torch.compiled.estimate import error_of, note_of
+from pytest_modelbudget.backends.torch.compiled.estimate import compiled_note, error_of
 from pytest_modelbudget.backends.torch.compiled.fusion import memory_steps
 from pytest_modelbudget.backends.torch.compiled.order import Dataflow, best_order, peak_of
 from pytest_modelbudget.backends.torch.compiled.outputs import taken_apart
@@ -50,7 +50,8 @@ def test_a_step_holds_what_the_partitioner_saves_and_no_pointwise_temporaries(
     gradients = hidden + FLOAT * HIDDEN * WIDTH
     assert step.peak_bytes == weights + 2 * hidden + 3 * ends + gradients == 4_130_048  # input, output, its gradient
     assert (step.phase, step.path) == ("backward", "2")
-    assert note_of(error_of(Training(), perceptron(), Recomputation())) in step.notes
+    nothing = Recomputation()
+    assert compiled_note(Training(), error_of(Training(), perceptron(), nothing), nothing) in step.notes
     assert not torch.compiler.is_compiling()
     assert list(tmp_path.iterdir()) == []
 
