@@ -45,9 +45,7 @@ def stretch(graphs: Graphs, names: Sequence[str], name_span: Span, span: Span) -
     families = families_of(graphs.names, names, name_span)
     new_names = _with_families(graphs.names, names, families)
     forward = TwoUnits(graphs.forward.graph, span)
-    inputs = dict(zip(graphs.names, forward.placeholders, strict=False))
-    for near, family in families.items():
-        forward.match(inputs[near], inputs[family[-1]])
+    inputs = _matched_weights(forward, graphs.names, families)
     forward.compare()
     results = results_of(graphs.forward.graph)
     returned, saved = list(results[: graphs.returned]), results[graphs.returned :]
@@ -94,9 +92,7 @@ def widen(joint: Joint, names: Sequence[str], name_span: Span, span: Span) -> Jo
     families = families_of(joint.names, names, name_span)
     new_names = _with_families(joint.names, names, families)
     both = TwoUnits(joint.module.graph, span)
-    inputs = dict(zip(joint.names, both.placeholders, strict=False))
-    for near, family in families.items():
-        both.match(inputs[near], inputs[family[-1]])
+    inputs = _matched_weights(both, joint.names, families)
     both.match_nodes()
     results, tangents = list(results_of(both.graph)), tangents_of(both.graph)
     returned, gradients = results[: joint.returned], results[joint.returned :]
@@ -121,6 +117,14 @@ def _with_families(
     """The `names` of a shallow model and of the units that are put into it, in order."""
     everything = {*shallow, *(moved for family in families.values() for moved in family)}
     return tuple(name for name in names if name in everything)
+
+
+def _matched_weights(units: TwoUnits, names: Sequence[str], families: Mapping[str, tuple[str, ...]]) -> dict[str, Node]:
+    """The inputs of parameters and buffers by their `names`, of which those of the two units are matched now."""
+    inputs = dict(zip(names, units.placeholders, strict=False))
+    for near, family in families.items():
+        units.match(inputs[near], inputs[family[-1]])
+    return inputs
 
 
 def tangents_of(graph: Graph) -> list[Node]:
