@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes
-from pytest_modelbudget.backends.torch.distributed.held_over import HeldOver
+from pytest_modelbudget.backends.torch.distributed.carried_tensors import CarriedTensor
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
 from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.meta.readings import value_reads_observed
@@ -34,11 +34,11 @@ from pytest_modelbudget.planner import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class DealtOut:
-    """How the experts of a module are dealt out: the mesh that is left to shard them, and what they hold over."""
+class ExpertPlacement:
+    """How the experts of a module are dealt out: the mesh left to shard them, and what they carry to the next pass."""
 
     rest: Any
-    order: HeldOver
+    order: CarriedTensor
 
 
 def expert_dims(sharding: Mapping[str, Any]) -> dict[str, int]:
@@ -47,7 +47,9 @@ def expert_dims(sharding: Mapping[str, Any]) -> dict[str, int]:
     return {**({"ddp": replicas} if replicas > 1 else {}), "fsdp": sharding["fsdp"] // ranks, "ep": ranks}
 
 
-def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], mesh: Any) -> dict[nn.Module, DealtOut]:
+def expert_parallel(
+    model: nn.Module, name: str, sharding: Mapping[str, Any], mesh: Any
+) -> dict[nn.Module, ExpertPlacement]:
     """Deal the experts of `model` out over `ep` of `mesh`; gives each of their modules with how it is dealt out.
 
     `mesh` has the dimensions of `expert_dims`.
@@ -70,7 +72,9 @@ def expert_parallel(model: nn.Module, name: str, sharding: Mapping[str, Any], me
         )
     rest = mesh["ddp", "fsdp"] if sharding.get("ddp", 1) > 1 else mesh["fsdp"]
     to_one_rank = sharding.get("routing") == "one-rank"
-    return {module: DealtOut(rest, _distribute(module, mesh["ep"], to_one_rank=to_one_rank)) for module in modules}
+    return {
+        module: ExpertPlacement(rest, _distribute(module, mesh["ep"], to_one_rank=to_one_rank)) for module in modules
+    }
 
 
 def _experts_in(module: nn.Module) -> int:
@@ -82,7 +86,7 @@ def _experts_in(module: nn.Module) -> int:
     return counts.pop() if len(inspect.signature(module.forward).parameters) == 2 else 0
 
 
-def _distribute(module: nn.Module, mesh: Any, *, to_one_rank: bool) -> HeldOver:
+def _distribute(module: nn.Module, mesh: Any, *, to_one_rank: bool) -> CarriedTensor:
     from torch.distributed.tensor import distribute_module
 
     exchange = _Exchange(mesh, to_one_rank)
@@ -105,7 +109,7 @@ class _Exchange:
         self._group, self._ranks, self._to_one_rank = mesh.get_group(), mesh.size(), to_one_rank
         self._sent: list[int] = []
         self._received: list[int] = []
-        self.order = HeldOver()  # torchtitan's `ExpertParallel` keeps it so, too
+        self.order = CarriedTensor()  # torchtitan's `ExpertParallel` keeps it so, too
 
     def dispatch(self, module: nn.Module, inputs: tuple[Any, ...], mesh: Any) -> tuple[Any, Any]:
         """The rows for the rank's own experts, by expert, and their numbers."""

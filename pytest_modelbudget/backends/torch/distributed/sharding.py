@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.distributed.context_parallel import parameter_dims
-from pytest_modelbudget.backends.torch.distributed.experts import DealtOut, expert_dims, expert_parallel
+from pytest_modelbudget.backends.torch.distributed.experts import ExpertPlacement, expert_dims, expert_parallel
 from pytest_modelbudget.backends.torch.distributed.fake_world import FakeWorld
 from pytest_modelbudget.backends.torch.distributed.flat_parameters import shard_flat
 from pytest_modelbudget.backends.torch.distributed.hugging_face_experts import share_out, shares_experts
@@ -112,8 +112,8 @@ def _shard_by_plan(
         options = full_sharding(mesh, dims, half)
         if "zero2" in dims:
             options["reshard_after_forward"] = False
-        for module, dealt_out in (_experts_dealt_out(model, name, experts, fake) if experts else {}).items():
-            fully_shard(module, **{**options, "mesh": dealt_out.rest})
+        for module, placement in (_experts_dealt_out(model, name, experts, fake) if experts else {}).items():
+            fully_shard(module, **{**options, "mesh": placement.rest})
         for block in repeated_blocks(model):
             fully_shard(block, **options)
         fully_shard(model, **options)
@@ -128,7 +128,7 @@ def _shard_by_plan(
 
 def _experts_dealt_out(
     model: nn.Module, name: str, experts: Mapping[str, Any], fake: FakeWorld
-) -> dict[nn.Module, DealtOut]:
+) -> dict[nn.Module, ExpertPlacement]:
     return expert_parallel(model, name, experts, fake.mesh(**expert_dims(experts)))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_modes, tree_map_only
-from pytest_modelbudget.backends.torch.distributed.held_over import HeldOver
+from pytest_modelbudget.backends.torch.distributed.carried_tensors import CarriedTensor
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import MicrobatchCall
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
 from pytest_modelbudget.backends.torch.distributed.stage_survey import Survey
@@ -37,8 +37,8 @@ class StageModule(nn.Module):  # type: ignore[misc]
     """The blocks from `first` to before `last` of a model on this rank; `parameters` are its alone.
 
     `recorder` is what records it, which is made when it is there; `blocks` are what run in place of the model's own.
-    `head` gives the head that the loss takes the place of, as it is while it is gathered; `held_over` is what modules
-    of the stage keep of a microbatch until the next one.
+    `head` gives the head that the loss takes the place of, as it is while it is gathered; `carried_tensors` is what
+    modules of the stage keep of a microbatch until the next one.
 
     Called with what the stage before sent (the first stage: with the tensors of the inputs); the model gets
     `calls[microbatch]`. Of a result that is no tensor the scores are given (or the loss, where it is all there is); the
@@ -59,7 +59,7 @@ class StageModule(nn.Module):  # type: ignore[misc]
         self.returned: Any = None
         self.recorder: StageRecorder
         self.head: Callable[[], Head] | None = None
-        self.held_over: Sequence[HeldOver] = ()
+        self.carried_tensors: Sequence[CarriedTensor] = ()
         self._call: Callable[..., Any] = lambda *args, **kwargs: model(*args, **kwargs)  # no part of this module
         self._own = list(own)
         self._survey, self._calls = survey, calls

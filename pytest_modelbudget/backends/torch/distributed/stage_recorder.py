@@ -18,7 +18,12 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import tree_map_only
 from pytest_modelbudget.backends.torch.costs.rules import Cost
-from pytest_modelbudget.backends.torch.distributed.held_over import HeldOver, HoldingRecorder, Like, Places
+from pytest_modelbudget.backends.torch.distributed.carried_tensors import (
+    CarriedByPass,
+    CarriedTensor,
+    CarryingRecorder,
+    TensorLayout,
+)
 from pytest_modelbudget.backends.torch.memory.work import WorkRecorder
 from pytest_modelbudget.backends.torch.meta.collectives import SentBytes
 from pytest_modelbudget.backends.torch.model.pytree import storage_key, tensors
@@ -41,7 +46,7 @@ class Segment:
     sent: Mapping[int, SentBytes]
     work: tuple[Work, ...]
     out: Any
-    places: Places
+    places: CarriedByPass
     lasting: frozenset[int]
 
 
@@ -50,7 +55,7 @@ class Microbatch:
     """What is known of one: its passes by name, or, of one that is repeated, its storages by those of the original.
 
     `let_go` are the storages that its passes let go of, once all of them are over. Of one that is repeated, what it
-    gave to torch's schedule, or modules hold over, and the graph needs as well is `kept` until the graph is let go of.
+    gave to torch's schedule, or modules carry on, and the graph needs as well is `kept` until the graph is let go of.
     """
 
     segments: dict[str, Segment] = field(default_factory=dict)
@@ -63,7 +68,7 @@ class NotRepeatableError(ModelBudgetError):
     """A microbatch left something behind that another pass has to let go of."""
 
 
-class StageRecorder(HoldingRecorder):
+class StageRecorder(CarryingRecorder):
     """Holds what `own` names of a model, which is on this rank; hears of nothing while it is `paused`."""
 
     def __init__(self, model: nn.Module, own: Collection[str]) -> None:
@@ -132,17 +137,17 @@ class StageRecorder(HoldingRecorder):
         return self._steps[-1]
 
     @contextmanager
-    def pass_of(self, microbatch: Microbatch, name: str, places: Sequence[HeldOver]) -> Iterator[list[Any]]:
+    def pass_of(self, microbatch: Microbatch, name: str, places: Sequence[CarriedTensor]) -> Iterator[list[Any]]:
         """Inside, a pass of a microbatch runs; what is put on the list is what it gives to torch's schedule.
 
-        `places` are where modules of its stage hold something over to the next microbatch.
+        `places` are where modules of its stage carry something to the next microbatch.
         """
         self._flush()
         start, work_start, out, taken = len(self._events), self._measured_work.position, list[Any](), self.watch(places)
         yield out
         self._flush()
         events, end = tuple(self._events[start:]), len(self._events)
-        template = tree_map_only(torch.Tensor, self._like, out[0] if out else None)
+        template = tree_map_only(torch.Tensor, self._layout, out[0] if out else None)
         left = self.left_in(places, taken, start)
         microbatch.segments[name] = Segment(
             events,
@@ -154,7 +159,7 @@ class StageRecorder(HoldingRecorder):
             frozenset([*(self._numbers.get(storage_key(tensor), -1) for tensor in tensors(out)), *left.held]),
         )
 
-    def repeat(self, original: Microbatch, name: str, microbatch: Microbatch, places: Sequence[HeldOver]) -> Any:
+    def repeat(self, original: Microbatch, name: str, microbatch: Microbatch, places: Sequence[CarriedTensor]) -> Any:
         """The pass `name` of `original` runs for `microbatch`; gives what it gives to torch's schedule.
 
         Raises:
@@ -188,7 +193,7 @@ class StageRecorder(HoldingRecorder):
             for place in left.taken.get(index, ()):
                 places[place].tensor = None
                 for number in left.held.keys() & {number for number, _ in noted.made}:
-                    tensor = places[place].tensor = self._stand_in(left.held[number].like, numbers[number])
+                    tensor = places[place].tensor = self._stand_in(left.held[number].layout, numbers[number])
                     if left.held[number].in_graph:
                         microbatch.kept[number] = tensor
         for number in left.ungraphed.get(len(segment.events), ()):
@@ -198,7 +203,7 @@ class StageRecorder(HoldingRecorder):
                 self._sums[start + index] = numbers[number], numbers[operand]
         self._sent += [(start + index, collective) for index, collective in segment.sent.items()]
         self._repeated.append(list(segment.work))
-        out = tree_map_only(Like, lambda like: self._stand_in(like, numbers[like.storage]), segment.out)
+        out = tree_map_only(TensorLayout, lambda layout: self._stand_in(layout, numbers[layout.storage]), segment.out)
         stand_ins = {self._numbers[storage_key(tensor)]: tensor for tensor in tensors(out)}
         for number in original.let_go:
             if (own := numbers.get(number)) in stand_ins:

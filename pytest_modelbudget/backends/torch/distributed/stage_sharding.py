@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_modelbudget.backends.torch.distributed.experts import DealtOut
+from pytest_modelbudget.backends.torch.distributed.experts import ExpertPlacement
 from pytest_modelbudget.backends.torch.distributed.sharding import full_sharding
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import MicrobatchCall
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
@@ -112,16 +112,16 @@ class ShardedStageModule(StageModule):
         """Those of the stage, which are others while they are gathered."""
         return (parameter for name, parameter in self.named_parameters() if name not in self._others)
 
-    def shard(self, mesh: Any, sharding: StageSharding, experts: Mapping[nn.Module, DealtOut]) -> None:
+    def shard(self, mesh: Any, sharding: StageSharding, experts: Mapping[nn.Module, ExpertPlacement]) -> None:
         """Have FSDP2 shard it over the ranks of `mesh` that share it, and `experts` in it over the meshes they have."""
         from torch.distributed.fsdp import fully_shard
 
         others = {parameter for name, parameter in self.named_parameters() if name in self._others}
         options = {**full_sharding(mesh, sharding.dims, sharding.half), "reshard_after_forward": False}
         own_experts = {module: experts[module] for module in self.modules() if module in experts}
-        for module, dealt_out in own_experts.items():
-            fully_shard(module, **{**options, "mesh": dealt_out.rest}, ignored_params=others)
-        self.held_over = tuple(dealt_out.order for dealt_out in own_experts.values())
+        for module, placement in own_experts.items():
+            fully_shard(module, **{**options, "mesh": placement.rest}, ignored_params=others)
+        self.carried_tensors = tuple(placement.order for placement in own_experts.values())
         for module in (*self.blocks, self):
             fully_shard(module, **options, ignored_params=others)
 

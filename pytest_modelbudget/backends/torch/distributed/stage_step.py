@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_modelbudget.backends.torch.compat import no_functions, no_modes
 from pytest_modelbudget.backends.torch.distributed.collective_recorder import fsdp_recorded
-from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep, DealtOut, expert_parallel
+from pytest_modelbudget.backends.torch.distributed.experts import BalancedStep, ExpertPlacement, expert_parallel
 from pytest_modelbudget.backends.torch.distributed.stage_cuts import CutModel, calls_of
 from pytest_modelbudget.backends.torch.distributed.stage_modules import StageModule
 from pytest_modelbudget.backends.torch.distributed.stage_recorder import StageRecorder
@@ -47,7 +47,7 @@ class StageStep(BalancedStep):
         super().__init__(*arguments, sharding=sharding.experts)
         self.pipeline, self.cut, self.rank, self.repeats = pipeline, cut, rank, repeats
         self.sharding, self.mesh, self.expert_mesh = sharding, mesh, expert_mesh
-        self.experts: Mapping[nn.Module, DealtOut] = {}
+        self.experts: Mapping[nn.Module, ExpertPlacement] = {}
         self.stage_indices = pipeline.stages_of(rank)
         self.communication: Mapping[str, int] = {}
         self.own_parameters: list[nn.Parameter] = []

@@ -89,7 +89,7 @@ class RecordedStage(PipelineStage):  # type: ignore[misc]
         microbatch, original = self._microbatches.setdefault(index, Microbatch()), self.original_of(index)
         with self.enter(phase, self.module, original is None):
             received = {storage_key(tensor): slot for slot, tensor in self._received(index)}
-            places = self.module.held_over if self.repeats else ()
+            places = self.module.carried_tensors if self.repeats else ()
             if original is not None:
                 out = self.recorder.repeat(original, name, microbatch, places)
                 return tree_map_only(Received, dict(self._received(index)).__getitem__, out)

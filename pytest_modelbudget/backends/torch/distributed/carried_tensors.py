@@ -21,8 +21,8 @@ from pytest_modelbudget.backends.torch.model.pytree import storage_key
 
 
 @dataclass(eq=False, slots=True)
-class HeldOver:
-    """The place of a module where it keeps such a tensor; `on_put` hears of each that is put there."""
+class CarriedTensor:
+    """What a module carries from one forward pass to the next; `on_put` hears of each that is put there."""
 
     tensor: torch.Tensor | None = None
     on_put: Callable[[], None] | None = None
@@ -35,8 +35,8 @@ class HeldOver:
 
 
 @dataclass(frozen=True, slots=True)
-class Like:
-    """A tensor that is not held: how it lies in a storage, the number of that, and its size in bytes."""
+class TensorLayout:
+    """How a tensor lies in a storage, the number of that, and its size in bytes; the tensor itself is let go of."""
 
     dtype: torch.dtype
     offset: int
@@ -47,15 +47,15 @@ class Like:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What a pass left in a place; the graph may need it, too."""
+class CarriedLayout:
+    """How the tensor lies that a pass left with a module; the graph may need it, too."""
 
-    like: Like
+    layout: TensorLayout
     in_graph: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class CarriedByPass:
     """What a pass put into the places of a stage, by their number.
 
     `taken` are the events after which, with what a place is that got another tensor. By its storage `held` is what is
@@ -63,14 +63,14 @@ class Places:
     """
 
     taken: Mapping[int, tuple[int, ...]]
-    held: Mapping[int, Held]
+    held: Mapping[int, CarriedLayout]
     ungraphed: Mapping[int, tuple[int, ...]]
 
 
-NO_PLACES = Places({}, {}, {})
+NOTHING_CARRIED = CarriedByPass({}, {}, {})
 
 
-class HoldingRecorder(CollectiveRecorder):
+class CarryingRecorder(CollectiveRecorder):
     """Knows tensors that modules and graphs hold both."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,29 +78,29 @@ class HoldingRecorder(CollectiveRecorder):
         self._ungraphed: list[tuple[int, int]] = []
         super().__init__(model)
 
-    def watch(self, places: Sequence[HeldOver]) -> list[tuple[int, int]]:
+    def watch(self, places: Sequence[CarriedTensor]) -> list[tuple[int, int]]:
         """Begin a pass; the list gets the last event and the number of a place whenever that gets a tensor."""
         taken: list[tuple[int, int]] = []
         for index, place in enumerate(places):
             place.on_put = lambda index=index: taken.append((len(self._events) - 1, index))
         return taken
 
-    def left_in(self, places: Sequence[HeldOver], taken: Sequence[tuple[int, int]], start: int) -> Places:
+    def left_in(self, places: Sequence[CarriedTensor], taken: Sequence[tuple[int, int]], start: int) -> CarriedByPass:
         """End a pass that began with the event `start`, with what it put into `places`."""
         if not places:
-            return NO_PLACES
+            return NOTHING_CARRIED
         ungraphed, self._ungraphed = self._ungraphed, []
         held = dict(self._with_stand_in(places[index]) for index in {index for _, index in taken})
         self._note_freed()
         self._ungraphed.clear()  # what the graph did not need is not in it
-        return Places(_by_event(taken, start), held, _by_event(ungraphed, start))
+        return CarriedByPass(_by_event(taken, start), held, _by_event(ungraphed, start))
 
-    def _with_stand_in(self, place: HeldOver) -> tuple[int, Held]:
+    def _with_stand_in(self, place: CarriedTensor) -> tuple[int, CarriedLayout]:
         assert place.tensor is not None
-        key, like = storage_key(place.tensor), self._like(place.tensor)
-        place.tensor = self._stand_in(like, like.storage)
-        self._stand_ins[like.storage] = storage_key(place.tensor)
-        return like.storage, Held(like, not self._alive[key][1].expired())
+        key, layout = storage_key(place.tensor), self._layout(place.tensor)
+        place.tensor = self._stand_in(layout, layout.storage)
+        self._stand_ins[layout.storage] = storage_key(place.tensor)
+        return layout.storage, CarriedLayout(layout, not self._alive[key][1].expired())
 
     def _forget_storage(self, key: int) -> None:
         """Where a module and the graph hold it both, the second of them lets go of it."""
@@ -112,18 +112,19 @@ class HoldingRecorder(CollectiveRecorder):
             self._ungraphed.append((len(self._events), number))
         del self._numbers[key], self._sizes[key], self._alive[key]
 
-    def _like(self, tensor: torch.Tensor) -> Like:
+    def _layout(self, tensor: torch.Tensor) -> TensorLayout:
         offset, shape, stride = tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride())
         number, size = self._numbers.get(storage_key(tensor), -1), tensor.untyped_storage().nbytes()
-        return Like(tensor.dtype, offset, shape, stride, number, size)
+        return TensorLayout(tensor.dtype, offset, shape, stride, number, size)
 
-    def _stand_in(self, like: Like, number: int) -> torch.Tensor:
+    def _stand_in(self, layout: TensorLayout, number: int) -> torch.Tensor:
         """A tensor on memory of its own, whose number is `number`."""
-        storage = torch.UntypedStorage(like.bytes, device="meta")
+        storage = torch.UntypedStorage(layout.bytes, device="meta")
         with no_modes(), torch.no_grad():
-            tensor = torch.empty(0, dtype=like.dtype, device="meta").set_(storage, like.offset, like.shape, like.stride)
+            tensor = torch.empty(0, dtype=layout.dtype, device="meta")
+            tensor = tensor.set_(storage, layout.offset, layout.shape, layout.stride)
         key = storage_key(tensor)
-        self._sizes[key], self._numbers[key] = like.bytes, number
+        self._sizes[key], self._numbers[key] = layout.bytes, number
         self._alive[key] = weakref.ref(storage, lambda _: self._maybe_freed.append(key)), StorageWeakRef(storage)
         return tensor
 
