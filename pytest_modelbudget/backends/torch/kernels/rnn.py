@@ -23,7 +23,7 @@ import torch
 from torch.autograd import Function
 
 from pytest_modelbudget.backends.torch import compat
-from pytest_modelbudget.backends.torch.kernels.rnn_reference import stepwise
+from pytest_modelbudget.backends.torch.kernels.rnn_reference import gru_cell, stepwise
 from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.summary import Role
 
@@ -49,14 +49,18 @@ class KernelNotes(Protocol):
         """The memory of `tensor` is for `role`."""
 
 
-def rules(notes: KernelNotes, cuda: bool) -> Rules:
-    """Functions of torch with what runs in their place; that gives NotImplemented where torch's own way is right."""
+def rules(notes: KernelNotes, cuda: bool, inside: AbstractContextManager[Any]) -> Rules:
+    """Functions of torch with what runs in their place; that gives NotImplemented where torch's own way is right.
+
+    On a CPU the parts of a layer run `inside` a mode: of a GRU, autocast casts the products and nothing else.
+    """
     kinds = {torch.lstm: "lstm", torch.gru: "gru", torch.rnn_tanh: "rnn_tanh", torch.rnn_relu: "rnn_relu"}
     if not cuda and not compat.KNOWN_RECURRENT:
         return dict.fromkeys(kinds, _refuse_unknown)
     if not cuda:
         steps = {function: partial(_run_stepwise, kind) for function, kind in kinds.items()}
-        return {**steps, torch.lstm: partial(_cpu_lstm, notes)}
+        in_parts: Rules = {**steps, torch.lstm: partial(_cpu_lstm, notes), torch.gru_cell: gru_cell}
+        return {function: partial(_run_inside, inside, run) for function, run in in_parts.items()}
     cudnn = _Cudnn(notes)
     return {function: partial(cudnn.run, kind) for function, kind in kinds.items()}
 
@@ -66,6 +70,11 @@ def _refuse_unknown(*_: Any) -> Any:
         f"what recurrent layers take on the CPU is known from torch 2.14 on, this is {torch.__version__}: "
         "upgrade torch, or plan with kernels: cuda"
     )
+
+
+def _run_inside(inside: AbstractContextManager[Any], function: Callable[..., Any], *args: Any) -> Any:
+    with inside:
+        return function(*args)
 
 
 def _run_stepwise(kind: str, *args: Any) -> Any:

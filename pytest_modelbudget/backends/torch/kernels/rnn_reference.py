@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-
-from pytest_modelbudget.backends.torch.kernels.device import linear
+from torch.nn.functional import linear
 
 _Step = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -35,6 +34,21 @@ def stepwise(kind: str, args: tuple[Any, ...]) -> Any:
             out = torch.dropout(out, dropout, True)
     stacked = [torch.stack(parts, 0) for parts in zip(*ends, strict=True)]
     return (out.transpose_(0, 1) if batch_first else out), *stacked
+
+
+def gru_cell(
+    input: torch.Tensor,
+    state: torch.Tensor,
+    to_input: torch.Tensor,
+    to_hidden: torch.Tensor,
+    of_input: torch.Tensor | None = None,
+    of_hidden: torch.Tensor | None = None,
+) -> Any:
+    """`torch.gru_cell`, which is one step of a GRU; NotImplemented for tensors that have values."""
+    if not input.is_meta:
+        return NotImplemented
+    (hidden,) = _gru(linear(input, to_input, of_input), (state,), partial(linear, weight=to_hidden, bias=of_hidden))
+    return hidden
 
 
 def _weights_by_layer(weights: Sequence[torch.Tensor], size: int) -> Iterator[Sequence[torch.Tensor]]:

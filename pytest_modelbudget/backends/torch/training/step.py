@@ -239,7 +239,7 @@ class StepRecording:
             recorder.not_there = self.host_weights.unreadable
             self.host_weights.on_copy = lambda tensor: recorder.set_role(tensor, "param")
             self.notes += self.host_weights.notes
-        kernels.add_rules(rnn.rules(recorder, cuda=self.on_cuda))
+        kernels.add_rules(rnn.rules(recorder, self.on_cuda, kernels))
         kernels.add_rules(loss_rules())
         kernels.on_cast = lambda tensor: recorder.set_role(tensor, "cast")
         return recorder

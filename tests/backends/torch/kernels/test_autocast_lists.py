@@ -1,4 +1,4 @@
-"""What autocast casts on a CPU: dtypes on the meta device are those of torch's own autocast."""
+"""What autocast casts: dtypes on the meta device are those of torch's own autocast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
@@ -36,6 +37,10 @@ ON_MATRICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "rfft": torch.fft.rfft,
     "inverse": torch.inverse,
     "linear": lambda x: F.linear(x, x),
+    "tensordot": lambda x: torch.tensordot(x, x, 1),
+    "bilinear": lambda x: F.bilinear(x, x, x[None]),
+    "vecdot": lambda x: torch.linalg.vecdot(x, x),
+    "solve": lambda x: torch.linalg.solve(x, x),
     "prelu": lambda x: F.prelu(x, x[0, :1]),
     "gelu": F.gelu,
 }
@@ -53,6 +58,22 @@ def test_results_have_the_dtype_of_torchs_own_autocast(dtype: torch.dtype) -> No
             name: dtype_of(run, torch.empty(8, 8, dtype=dtype, device="meta")) for name, run in ON_MATRICES.items()
         }
     assert dtypes == expected
+
+
+@pytest.mark.parametrize("name", ["tensordot", "vecdot", "mv", "bilinear"])
+def test_products_on_cuda_have_the_dtype_of_torchs_own_autocast(name: str) -> None:
+    """Which is that of fake tensors there."""
+    run, kernels, before = ON_MATRICES[name], DeviceKernels(cuda=True), torch.get_autocast_dtype("cuda")
+    with FakeTensorMode():
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            expected = dtype_of(run, torch.empty(8, 8, device="cuda"))
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.set_autocast_dtype("cuda", before)
+    with kernels, kernels.autocast(torch.bfloat16):
+        assert dtype_of(run, torch.empty(8, 8, device="meta")) == expected
 
 
 def dtype_of(run: Callable[[torch.Tensor], Any], matrix: torch.Tensor) -> torch.dtype:

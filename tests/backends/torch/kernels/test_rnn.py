@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch import compat
-from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, _CudnnSizes
+from pytest_modelbudget.backends.torch.kernels.device import DeviceKernels
+from pytest_modelbudget.backends.torch.kernels.rnn import CUDNN, _CudnnSizes, rules
+from pytest_modelbudget.backends.torch.memory.recorder import Recorder
 from pytest_modelbudget.backends.torch.model.meta_copy import meta_copy
 from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
@@ -185,3 +188,28 @@ def test_an_older_torch_says_that_it_is_not_known(
     assert result.summary is not None, result.error
     assert [plan.peak_bytes for plan in result.summary.plans] == [None, None]
     assert all("known from torch 2.14 on" in plan.notes[0] for plan in result.summary.plans)
+
+
+def _saved(model: nn.Module, data: torch.Tensor, inside: AbstractContextManager[Any]) -> tuple[torch.dtype, int]:
+    """The dtype of the output, and bytes of what the backward pass reads, each memory once."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages.setdefault(tensor.untyped_storage()._cdata, tensor.untyped_storage())
+        return tensor
+
+    with inside, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(data)
+    return out.dtype, sum(storage.nbytes() for storage in storages.values())
+
+
+@of_now
+@pytest.mark.parametrize("name", ["GRU", "GRU, two directions, batch first"])
+def test_a_gru_under_autocast_on_a_cpu(name: str) -> None:
+    """Autocast casts its products alone: the output and what is kept are those of torch's own autocast."""
+    model, data = LAYERS[name]().eval(), torch.rand(STEPS, BATCH, WIDTH)
+    real = _saved(model, data, torch.autocast("cpu", torch.bfloat16))
+    kernels = DeviceKernels(cuda=False)
+    kernels.add_rules(rules(Recorder(model), False, kernels))
+    with kernels:
+        assert _saved(meta_copy(model), data.to("meta"), kernels.autocast(torch.bfloat16)) == real
