@@ -172,12 +172,20 @@ def _onednn_lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
 ) -> Any:
-    """`torch.lstm` as `mkldnn_rnn` (aten/src/ATen/native/mkldnn/RNN.cpp) runs it."""
-    if not isinstance(biased, bool) or not input.is_meta or input.dtype is not torch.float32 or not input.numel():
+    """`torch.lstm` as `mkldnn_rnn` (aten/src/ATen/native/mkldnn/RNN.cpp) runs it.
+
+    Raises:
+        ModelBudgetError: it runs in half precision, of which it is not known what oneDNN's kernel takes.
+    """
+    if not isinstance(biased, bool) or not input.is_meta or input.dtype not in _FLOATS or not input.numel():
         return NotImplemented  # packed sequences have their batch sizes in second place
     hidden, cells = (state.contiguous() for state in states)
     if hidden.shape[-1] != cells.shape[-1]:
         return NotImplemented
+    if input.dtype is not torch.float32:
+        raise ModelBudgetError(
+            "what an LSTM in half precision takes on a CPU is not known: plan with precision: fp32, or kernels: cuda"
+        )
     directions, per_direction = (2 if bidirectional else 1), (4 if biased else 2)
     first_input = out = (input.transpose(0, 1) if batch_first else input).contiguous()  # `first` lives to the end
     last_states: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -20,6 +20,7 @@ from pytest_modelbudget.backends.torch.trace.forward import RunnableModel
 from pytest_modelbudget.backends.torch.training.step import record_step
 from pytest_modelbudget.engine.run import run
 from pytest_modelbudget.entry import ModelEntry
+from pytest_modelbudget.errors import ModelBudgetError
 from pytest_modelbudget.inputs import parse
 from pytest_modelbudget.planner import Inference, MemoryTrace, Recipe, Training
 from tests.real_steps import KERNELS, allocated, inferred, sgd
@@ -188,6 +189,14 @@ def test_an_older_torch_says_that_it_is_not_known(
     assert result.summary is not None, result.error
     assert [plan.peak_bytes for plan in result.summary.plans] == [None, None]
     assert all("known from torch 2.14 on" in plan.notes[0] for plan in result.summary.plans)
+
+
+@of_now
+@pytest.mark.parametrize("precision", ["bf16", "bf16-mixed"])
+def test_an_lstm_in_half_precision_has_no_plan_on_a_cpu(precision: str) -> None:
+    """Its kernel takes what no rule knows: a step would be planned half too low."""
+    with pytest.raises(ModelBudgetError, match="an LSTM in half precision takes on a CPU is not known"):
+        traced(nn.LSTM(WIDTH, STATE), [STEPS, BATCH, WIDTH], Inference(precision=precision, kernels="cpu"))
 
 
 def _saved(model: nn.Module, data: torch.Tensor, inside: AbstractContextManager[Any]) -> tuple[torch.dtype, int]:
