@@ -10,18 +10,23 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
+from pytest_modelbudget.backends.torch.serving.packed import refuse_other_layers
 
 
-def cut_packed_heads(model: nn.Module, ranks: int) -> Iterator[nn.Module]:
+def cut_packed_heads(model: nn.Module, ranks: int, name: str) -> Iterator[nn.Module]:
     """Cut attention of `model`, a copy on meta, whose queries, keys and values are one matrix `qkv_proj` (Phi-3).
 
     A rank has its part of the heads of each, at least one of keys (`QKVParallelLinear` of vLLM). Gives back what was
     cut, before what joins the heads, which is cut as that of any attention.
+
+    Raises:
+        ModelBudgetError: another layer takes the place of an `nn.Linear` in it.
     """
-    names = ("config", "head_dim", "num_key_value_heads", "qkv_proj", "o_proj")
-    for attention in list(model.modules()):
-        if not all(hasattr(attention, name) for name in names):
+    attributes = ("config", "head_dim", "num_key_value_heads", "qkv_proj", "o_proj")
+    for path, attention in list(model.named_modules()):
+        if not all(hasattr(attention, attribute) for attribute in attributes):
             continue
+        refuse_other_layers(attention, path, name)
         queries, keys = attention.config.num_attention_heads, attention.num_key_value_heads
         if queries % ranks or (keys % ranks and ranks % keys):
             continue  # its pass does not run then

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pytest_modelbudget.backends.torch.model.meta_tensors import META
+from pytest_modelbudget.backends.torch.serving.packed import refuse_other_layers
 from pytest_modelbudget.errors import ModelBudgetError
 
 
@@ -21,10 +22,12 @@ def cut_mixers(model: nn.Module, ranks: int, name: str) -> tuple[nn.Module, ...]
     """Cut the layers with states of `model`, a copy on meta, over so many `ranks`; returns those that were cut.
 
     Raises:
-        ModelBudgetError: the ranks do not divide the heads, the groups or the channels of one.
+        ModelBudgetError: the ranks do not divide the heads, the groups or the channels of one, or it has layers that
+            take the place of an `nn.Linear`.
     """
     mixers = [(path, module, cut) for path, module in model.named_modules() if (cut := _cut_of(module)) is not None]
     for path, mixer, cut in mixers:
+        refuse_other_layers(mixer, path, name)
         cut(mixer, partial(_part, ranks, f"{name}: serving.tp: {path}"))
     return tuple(mixer for _, mixer, _ in mixers)
 

@@ -14,6 +14,7 @@ from pytest_modelbudget.backends.torch.distributed.fake_world import fake_world
 from pytest_modelbudget.backends.torch.distributed.sharding import copy_with_own_parameters
 from pytest_modelbudget.backends.torch.model.dtensors import local_part
 from pytest_modelbudget.backends.torch.serving.arithmetic import larger, only_weights, with_more, with_work_of
+from pytest_modelbudget.backends.torch.serving.packed import refuse_packed_weights
 from pytest_modelbudget.backends.torch.serving.passes import ServedModel
 from pytest_modelbudget.backends.torch.serving.ranks import cut_over_ranks
 from pytest_modelbudget.backends.torch.serving.sampler import logits_of
@@ -72,6 +73,7 @@ def _served(runnable: RunnableModel, recipe: Serving) -> Iterator[ServedModel]:
         yield ServedModel(runnable, precision)
         return
     with fake_world() as world, _tp_explained(recipe.tp):
+        refuse_packed_weights(runnable.model, runnable.name)
         copy = copy_with_own_parameters(runnable.model)
         if precision != "fp32":
             copy = copy.to(torch.bfloat16 if precision == "bf16" else torch.float16)

@@ -58,7 +58,7 @@ def cut_over_ranks(model: nn.Module, mesh: Any, ranks: int, name: str) -> RankFa
     """
     repeated = repeat_heads(model, ranks)
     mixers = cut_mixers(model, ranks, name)
-    packed = tuple(cut_packed_heads(model, ranks))
+    packed = tuple(cut_packed_heads(model, ranks, name))
     styles = _styles(model, name, {id(layer) for part in (*mixers, *packed) for layer in part.modules()})
     if not mixers and not any(style in PLAIN_STYLES for style in styles.values()):
         raise ModelBudgetError(

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from torch import nn
 
 from pytest_modelbudget.api import plan
@@ -307,3 +308,46 @@ def test_ranks_that_do_not_divide() -> None:
 
     assert served.peak_bytes is None
     assert "backbone.layers.0.mixer has 2 groups, which 4 ranks do not divide" in served.notes[0]
+
+
+class Packed(nn.Module):
+    """A quantised layer as AWQ and GPTQ have them."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("qweight", layer.weight.detach().to(torch.int8))
+
+
+class Marked(nn.Parameter):
+    """A quantised weight in a plain layer, as bitsandbytes and torchao have them."""
+
+
+def _marked(layer: nn.Linear) -> nn.Linear:
+    layer.weight = Marked(layer.weight.detach())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("pack", "reason"),
+    [
+        (Packed, "backbone.layers.0.mixer.in_proj is Packed and no nn.Linear"),
+        (_marked, "backbone.layers.0.mixer.in_proj has a weight of Marked"),
+    ],
+)
+def test_quantised_layers_are_not_cut(pack: Callable[[nn.Linear], nn.Module], reason: str) -> None:
+    """A part of them would be planned as plain numbers: the layer is named, with the cure."""
+    transformers = pytest.importorskip("transformers")
+
+    def build() -> nn.Module:
+        case = _pure_mamba2(2)
+        config = transformers.Mamba2Config(**{**COMMON, **case.settings})
+        model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+        mixer: Any = model.get_submodule("backbone.layers.0.mixer")
+        mixer.in_proj = pack(mixer.in_proj)
+        return model
+
+    served = plan(build, "int64[B, T]", name="model", serving={"tokens": 32, "tp": 2})
+
+    assert served.peak_bytes is None
+    assert reason in served.notes[0]
+    assert "tp: 1" in served.notes[0]
