@@ -28,7 +28,7 @@ _ENGINE_FLAGS: Mapping[str, str] = {
     **dict.fromkeys(("tensor_parallel_size", "tp_size", "num_shard"), "tp"),
     **dict.fromkeys(("kv_cache_dtype", "cache_type_k"), "cache_precision"),
     **dict.fromkeys(("block_size", "page_size", "tokens_per_block"), "block"),
-    "max_num_seqs": "sampler",
+    "max_num_seqs": "requests: ..., all of whose tokens are held, or for what is drawn at once sampler",
     "dtype": "precision",
 }
 """Which key of `serving` says what a flag of vLLM, SGLang, TensorRT-LLM, TGI or llama.cpp does."""
