@@ -229,7 +229,7 @@ def both(
     return ours, whole
 
 
-@pytest.mark.parametrize("name", some(STACKS, "blocks that give tuples", "half frozen", "blocks that fill a cache"))
+@pytest.mark.parametrize("name", some(STACKS, "half frozen", "blocks that fill a cache"))
 def test_a_plan_of_like_blocks_is_that_of_the_whole_capture(
     name: str, stretches: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +239,7 @@ def test_a_plan_of_like_blocks_is_that_of_the_whole_capture(
     assert stretches == [True]
 
 
-@pytest.mark.parametrize("name", some(WHOLE, "two share a weight"))
+@pytest.mark.parametrize("name", some(WHOLE, "what follows knows the depth"))
 def test_what_is_not_alike_is_captured_whole(name: str, stretches: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the rest of the model looks into each block, or two of them are not as the others."""
     ours, whole = both(*WHOLE[name], monkeypatch, training={"optimizer": "sgd"})
